@@ -1,0 +1,251 @@
+//! Compiles `proto/` in Rust alone: messages, clients, servers, the raw
+//! descriptors, and the checks that the `buf.validate` rules ask for.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use prost_reflect::prost::Message as _;
+use prost_reflect::{
+    Cardinality, DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor, Value,
+};
+
+/// Messages that carry a secret: their `Debug` is written by hand in `lib.rs`.
+const SECRET_MESSAGES: [&str; 3] = [
+    "crm.registry.v1.AcquireLeaseResponse",
+    "crm.identity.v1.IssueServiceTokenRequest",
+    "crm.identity.v1.IssueServiceTokenResponse",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    println!("cargo::rerun-if-changed={}", root.display());
+
+    let mut files = Vec::new();
+    collect(&root.join("crm"), &mut files)?;
+    files.sort();
+    let mut compiler = protox::Compiler::new([&root])?;
+    compiler.include_imports(true).include_source_info(true);
+    let descriptors = compiler.open_files(files)?.encode_file_descriptor_set();
+    fs::write(out.join("descriptors.binpb"), &descriptors)?;
+
+    let mut own = prost_types::FileDescriptorSet::decode(descriptors.as_slice())?;
+    own.file
+        .retain(|file| file.package().starts_with("crm.") || file.package() == "google.protobuf");
+    tonic_prost_build::configure().btree_map(".").skip_debug(SECRET_MESSAGES).compile_fds(own)?;
+
+    let pool = DescriptorPool::decode(descriptors.as_slice())?;
+    fs::write(out.join("validate.rs"), validation(&pool)?)?;
+    Ok(())
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "proto") {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// One `impl Validate` for each message of this project.
+fn validation(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
+    let mut code = String::new();
+    for message in pool.all_messages() {
+        if !message.full_name().starts_with("crm.") || message.is_map_entry() {
+            continue;
+        }
+        let mut body = String::new();
+        for field in message.fields() {
+            body.push_str(&check_field(pool, &field)?);
+        }
+        let arguments = if body.is_empty() {
+            "_at: &Path<'_>, _out: &mut Violations"
+        } else {
+            "at: &Path<'_>, out: &mut Violations"
+        };
+        code.push_str(&format!(
+            "impl Validate for {} {{\n    fn validate(&self, {arguments}) {{\n{body}    }}\n}}\n",
+            rust_type(&message)
+        ));
+    }
+    Ok(code)
+}
+
+/// The path of the type that prost generates: nested messages live in a module
+/// named after the outer message.
+fn rust_type(message: &MessageDescriptor) -> String {
+    let package = message.package_name().trim_start_matches("crm.").replace('.', "::");
+    let outer =
+        message.parent_message().map(|parent| snake(parent.name()) + "::").unwrap_or_default();
+    format!("crate::{package}::{outer}{}", message.name())
+}
+
+fn snake(name: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in name.char_indices() {
+        if c.is_uppercase() && i > 0 {
+            out.push('_');
+        }
+        out.extend(c.to_lowercase());
+    }
+    out
+}
+
+fn check_field(pool: &DescriptorPool, field: &FieldDescriptor) -> Result<String, Box<dyn Error>> {
+    let name = field.name();
+    let rust = if matches!(name, "use" | "type") { format!("r#{name}") } else { name.to_owned() };
+    let mut checks = Vec::new();
+
+    let extension = pool
+        .get_extension_by_name("buf.validate.field")
+        .ok_or("buf.validate.field is not there")?;
+    let options = field.options();
+    if options.has_extension(&extension) {
+        let rules = options.get_extension(&extension);
+        let rules = rules.as_message().ok_or("buf.validate.field is no message")?;
+        checks.extend(rule_checks(field, &rust, rules)?);
+    }
+
+    if let Kind::Message(inner) = field.kind()
+        && inner.full_name().starts_with("crm.")
+        && !field.is_map()
+        && field.containing_oneof().is_none()
+    {
+        checks.push(if field.cardinality() == Cardinality::Repeated {
+            format!("for (i, item) in self.{rust}.iter().enumerate() {{ item.validate(&at.item(i), out); }}")
+        } else {
+            format!("if let Some(message) = &self.{rust} {{ message.validate(&at, out); }}")
+        });
+    }
+    if checks.is_empty() {
+        return Ok(String::new());
+    }
+    Ok(format!("        {{ let at = at.field(\"{name}\"); {} }}\n", checks.join(" ")))
+}
+
+/// The statements for the rules of one field. An unknown rule fails the build:
+/// a rule that is written and not checked would be a lie.
+fn rule_checks(
+    field: &FieldDescriptor,
+    rust: &str,
+    rules: &DynamicMessage,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut checks = Vec::new();
+    let mut skip_zero = false;
+    for (rule, value) in rules.fields() {
+        match (rule.name(), value) {
+            ("required", Value::Bool(true)) => checks.push(match field.kind() {
+                Kind::Message(_) if field.cardinality() != Cardinality::Repeated => {
+                    format!("required(self.{rust}.is_some(), &at, out);")
+                }
+                _ => format!("required(!self.{rust}.is_empty(), &at, out);"),
+            }),
+            ("ignore", Value::EnumNumber(1)) => skip_zero = true,
+            ("string", Value::Message(string)) => {
+                checks.extend(scalar_checks("string", &format!("&self.{rust}"), "&at", string)?)
+            }
+            ("int32" | "uint32", Value::Message(number)) => checks.extend(scalar_checks(
+                "number",
+                &format!("i64::from(self.{rust})"),
+                "&at",
+                number,
+            )?),
+            ("enum", Value::Message(numbers)) => {
+                let Kind::Enum(descriptor) = field.kind() else {
+                    return Err("enum rule on another type".into());
+                };
+                let known: Vec<_> =
+                    descriptor.values().map(|value| value.number().to_string()).collect();
+                for (rule, value) in numbers.fields() {
+                    checks.push(match (rule.name(), value) {
+                        ("defined_only", Value::Bool(true)) => {
+                            format!("defined_only(self.{rust}, &[{}], &at, out);", known.join(", "))
+                        }
+                        ("not_in", Value::List(list)) => {
+                            let list: Vec<_> = list
+                                .iter()
+                                .filter_map(Value::as_i32)
+                                .map(|n| n.to_string())
+                                .collect();
+                            format!("not_in(self.{rust}, &[{}], &at, out);", list.join(", "))
+                        }
+                        (other, _) => return Err(unsupported(field, other)),
+                    });
+                }
+            }
+            ("repeated", Value::Message(repeated)) => {
+                for (rule, value) in repeated.fields() {
+                    let limit = value.as_u64().ok_or_else(|| unsupported(field, rule.name()))?;
+                    match rule.name() {
+                        "min_items" | "max_items" => checks.push(format!(
+                            "{}(self.{rust}.len(), {limit}, &at, out);",
+                            rule.name()
+                        )),
+                        other => return Err(unsupported(field, other)),
+                    }
+                }
+            }
+            ("map", Value::Message(map)) => {
+                for (rule, value) in map.fields() {
+                    match (rule.name(), value) {
+                        ("max_pairs", value) => checks.push(format!(
+                            "max_items(self.{rust}.len(), {}, &at, out);",
+                            value.as_u64().unwrap_or(0)
+                        )),
+                        (part @ ("keys" | "values"), Value::Message(inner)) => {
+                            let inner = inner
+                                .get_field_by_name("string")
+                                .ok_or("only strings in maps")?
+                                .into_owned();
+                            let inner = inner.as_message().ok_or("no string rules")?.clone();
+                            let variable = if part == "keys" { "key" } else { "value" };
+                            let inner = scalar_checks("string", variable, "&at", &inner)?.join(" ");
+                            let pattern = if part == "keys" { "(key, _)" } else { "(key, value)" };
+                            checks.push(format!(
+                                "for {pattern} in &self.{rust} {{ let at = at.key(key); {inner} }}"
+                            ));
+                        }
+                        (other, _) => return Err(unsupported(field, other)),
+                    }
+                }
+            }
+            (other, _) => return Err(unsupported(field, other)),
+        }
+    }
+    if skip_zero {
+        checks = vec![format!("if !self.{rust}.is_empty() {{ {} }}", checks.join(" "))];
+    }
+    Ok(checks)
+}
+
+fn scalar_checks(
+    kind: &str,
+    value: &str,
+    at: &str,
+    rules: &DynamicMessage,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut checks = Vec::new();
+    for (rule, limit) in rules.fields() {
+        checks.push(match (kind, rule.name(), limit) {
+            ("string", "min_len" | "max_len", Value::U64(limit)) => {
+                format!("{}({value}, {limit}, {at}, out);", rule.name())
+            }
+            ("string", "uuid", Value::Bool(true)) => format!("uuid({value}, {at}, out);"),
+            ("number", "gte", Value::I32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
+            ("number", "gte", Value::U32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
+            (_, other, _) => {
+                return Err(format!("rule {other} is not supported by this build").into());
+            }
+        });
+    }
+    Ok(checks)
+}
+
+fn unsupported(field: &FieldDescriptor, rule: &str) -> Box<dyn Error> {
+    format!("{}: rule {rule} is not supported by this build", field.full_name()).into()
+}
