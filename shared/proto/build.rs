@@ -18,7 +18,7 @@ const SECRET_MESSAGES: [&str; 3] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
 
@@ -63,6 +63,7 @@ fn validation(pool: &DescriptorPool) -> Result<String, Box<dyn Error>> {
         for field in message.fields() {
             body.push_str(&check_field(pool, &field)?);
         }
+        // Names of unused arguments begin with `_`.
         let arguments = if body.is_empty() {
             "_at: &Path<'_>, _out: &mut Violations"
         } else {
@@ -139,12 +140,14 @@ fn rule_checks(
     let mut skip_zero = false;
     for (rule, value) in rules.fields() {
         match (rule.name(), value) {
-            ("required", Value::Bool(true)) => checks.push(match field.kind() {
-                Kind::Message(_) if field.cardinality() != Cardinality::Repeated => {
+            ("required", Value::Bool(true)) => {
+                let single_message = matches!(field.kind(), Kind::Message(_)) && !field.is_list();
+                checks.push(if single_message {
                     format!("required(self.{rust}.is_some(), &at, out);")
-                }
-                _ => format!("required(!self.{rust}.is_empty(), &at, out);"),
-            }),
+                } else {
+                    format!("required(!self.{rust}.is_empty(), &at, out);")
+                });
+            }
             ("ignore", Value::EnumNumber(1)) => skip_zero = true,
             ("string", Value::Message(string)) => {
                 checks.extend(scalar_checks("string", &format!("&self.{rust}"), "&at", string)?)
@@ -205,10 +208,12 @@ fn rule_checks(
                             let inner = inner.as_message().ok_or("no string rules")?.clone();
                             let variable = if part == "keys" { "key" } else { "value" };
                             let inner = scalar_checks("string", variable, "&at", &inner)?.join(" ");
-                            let pattern = if part == "keys" { "(key, _)" } else { "(key, value)" };
-                            checks.push(format!(
-                                "for {pattern} in &self.{rust} {{ let at = at.key(key); {inner} }}"
-                            ));
+                            let items = if part == "keys" {
+                                format!("key in self.{rust}.keys()")
+                            } else {
+                                format!("(key, value) in &self.{rust}")
+                            };
+                            checks.push(format!("for {items} {{ let at = at.key(key); {inner} }}"));
                         }
                         (other, _) => return Err(unsupported(field, other)),
                     }

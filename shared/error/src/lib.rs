@@ -23,7 +23,10 @@ type Source = Box<dyn Error + Send + Sync>;
 /// A failed call, as the caller will see it; and its cause, which only the log
 /// sees.
 #[derive(Debug)]
-pub struct ApiError {
+pub struct ApiError(Box<Parts>);
+
+#[derive(Debug)]
+struct Parts {
     reason: ErrorReason,
     message: String,
     metadata: HashMap<String, String>,
@@ -36,7 +39,7 @@ pub struct ApiError {
 impl ApiError {
     /// An error with a message that is safe to show to any caller.
     pub fn new(reason: ErrorReason, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Parts {
             reason,
             message: message.into(),
             metadata: HashMap::new(),
@@ -44,7 +47,7 @@ impl ApiError {
             resource: None,
             retry_after: None,
             source: None,
-        }
+        }))
     }
 
     /// A fault of this server. The caller learns nothing of the cause.
@@ -67,7 +70,7 @@ impl ApiError {
     pub fn not_found(kind: &'static str, name: impl Into<String>) -> Self {
         let mut error =
             Self::new(ErrorReason::ResourceNotFound, format!("there is no such {kind}"));
-        error.resource = Some((kind, name.into()));
+        error.0.resource = Some((kind, name.into()));
         error
     }
 
@@ -78,51 +81,51 @@ impl ApiError {
         fields.dedup();
         let message = format!("invalid fields: {}", fields.join(", "));
         let mut error = Self::new(ErrorReason::InvalidFields, message);
-        error.violations = violations;
+        error.0.violations = violations;
         error
     }
 
     /// Adds a fact for programs to the `ErrorInfo`.
     #[must_use]
     pub fn with_metadata(mut self, key: &str, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.to_owned(), value.into());
+        self.0.metadata.insert(key.to_owned(), value.into());
         self
     }
 
     /// Says when repeating the call makes sense.
     #[must_use]
     pub fn with_retry_after(mut self, delay: Duration) -> Self {
-        self.retry_after = Some(delay);
+        self.0.retry_after = Some(delay);
         self
     }
 
     /// Keeps the cause for the log.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
-        self.source = Some(source.into());
+        self.0.source = Some(source.into());
         self
     }
 
     /// Why the call failed.
     pub fn reason(&self) -> ErrorReason {
-        self.reason
+        self.0.reason
     }
 }
 
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        f.write_str(&self.0.message)
     }
 }
 
 impl Error for ApiError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn Error + 'static))
+        self.0.source.as_deref().map(|source| source as &(dyn Error + 'static))
     }
 }
 
 impl From<ApiError> for Status {
-    fn from(error: ApiError) -> Self {
+    fn from(ApiError(error): ApiError) -> Self {
         let code = code(error.reason);
         if let Some(source) = &error.source {
             let cause = chain(source.as_ref());
@@ -212,7 +215,14 @@ pub fn normalize(status: &Status) -> Option<ApiError> {
         Code::Unavailable => ApiError::new(ErrorReason::Overloaded, "the server is overloaded")
             .with_retry_after(Duration::from_secs(1)),
         Code::NotFound => ApiError::not_found("service", ""),
-        _ => ApiError::internal(status.to_string()),
+        Code::Ok
+        | Code::Unknown
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::DataLoss
+        | Code::Unauthenticated => ApiError::internal(status.to_string()),
     };
     Some(error)
 }

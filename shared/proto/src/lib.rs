@@ -8,7 +8,7 @@ use std::fmt;
 
 macro_rules! package {
     ($name:ident, $package:tt) => {
-        #[expect(missing_docs, clippy::all, reason = "generated code")]
+        #[allow(missing_docs, clippy::all)]
         pub mod $name {
             pub mod v1 {
                 tonic::include_proto!($package);

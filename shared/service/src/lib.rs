@@ -1,1 +1,20 @@
+//! What every process and every service of this suite has in common: how it
+//! runs, serves, drains, and opens requests.
 
+mod edge;
+mod limits;
+pub mod names;
+mod observe;
+pub mod open;
+pub mod page;
+mod run;
+mod server;
+mod stack;
+mod telemetry;
+
+pub use edge::Edge;
+pub use limits::MAX_MESSAGE_BYTES;
+pub use run::{EXIT_USAGE, run};
+pub use server::{bind, serve};
+pub use stack::{Health, Stack, StackBuilder};
+pub use telemetry::{Format, Telemetry};

@@ -1,0 +1,74 @@
+//! How every process begins and ends.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use crm_error::chain;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::Telemetry;
+
+/// The exit code for a configuration that cannot be used (sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+/// The exit code after a second signal: 128 + SIGTERM.
+const EXIT_ABORTED: i32 = 143;
+
+/// Runs a program to its end.
+///
+/// The program gets a token that is cancelled by the first SIGINT or SIGTERM:
+/// it then finishes its calls and returns. A second signal ends the process at
+/// once.
+pub fn run<F>(telemetry: &Telemetry, program: impl FnOnce(CancellationToken) -> F) -> ExitCode
+where
+    F: Future<Output = Result<(), Box<dyn Error + Send + Sync>>>,
+{
+    if let Err(error) = telemetry.start() {
+        complain(&format!("CRM_LOG (--log) cannot be read: {error}"));
+        return ExitCode::from(EXIT_USAGE);
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        tokio::spawn(watch_signals(
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+            shutdown.clone(),
+        ));
+        program(shutdown).await
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn watch_signals(mut interrupt: Signal, mut terminate: Signal, shutdown: CancellationToken) {
+    for _ in 0..2 {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if shutdown.is_cancelled() {
+            std::process::exit(EXIT_ABORTED);
+        }
+        tracing::info!("stopping: calls in flight are finished; a second signal aborts them");
+        shutdown.cancel();
+    }
+}
+
+/// The last word of a program that failed goes to people, whatever the log.
+fn complain(text: &str) {
+    use std::io::Write as _;
+    // Where standard error is closed there is nobody to tell.
+    let _told = writeln!(std::io::stderr(), "crm: {text}");
+}

@@ -1,0 +1,128 @@
+//! The layers that stand before every handler, in their order, with reasons.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use crm_auth::{AuthLayer, Verifier};
+use crm_clock::Clock;
+use crm_proto::rules::Rules;
+use http::{Request, Response};
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tonic::service::{Routes, RoutesBuilder};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceBuilder};
+
+use crate::limits::LimitsLayer;
+use crate::observe::ObserveLayer;
+
+/// A service with all its layers, ready to be served.
+pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+/// Says whether a service can do its work, to health checks.
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+    names: Vec<&'static str>,
+}
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl Health {
+    /// Reports every service of the stack, and the server as a whole.
+    pub async fn set(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in &self.names {
+            self.reporter.set_service_status(name, status).await;
+        }
+        self.reporter.set_service_status("", status).await;
+    }
+
+    /// Ends the streams that watch the health of a server that stops.
+    pub async fn close(mut self) {
+        self.set(false).await;
+        for name in &self.names {
+            self.reporter.clear_service_status(name).await;
+        }
+        self.reporter.clear_service_status("").await;
+    }
+}
+
+/// Collects the gRPC services of one listener.
+#[derive(Debug)]
+pub struct StackBuilder {
+    routes: RoutesBuilder,
+    names: Vec<&'static str>,
+}
+
+impl Default for StackBuilder {
+    fn default() -> Self {
+        Self { routes: Routes::builder(), names: Vec::new() }
+    }
+}
+
+impl StackBuilder {
+    /// Adds a service.
+    #[must_use]
+    pub fn service<S>(mut self, service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.names.push(S::NAME);
+        self.routes.add_service(service);
+        self
+    }
+
+    /// Adds health and reflection, and puts the layers before everything.
+    ///
+    /// # Errors
+    ///
+    /// When a method has no rule, or the descriptors cannot be read: then
+    /// nothing may be served.
+    pub fn build(
+        mut self,
+        name: &'static str,
+        verifier: Verifier,
+        clock: Clock,
+    ) -> Result<(Stack, Health), Box<dyn std::error::Error + Send + Sync>> {
+        let rules = Arc::new(Rules::load()?);
+        let reporter = HealthReporter::new();
+        let health = HealthService::from_health_reporter(reporter.clone());
+        self.routes.add_service(HealthServer::new(health));
+        // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
+        self.routes.add_service(reflection(&self.names).build_v1()?);
+        self.routes.add_service(reflection(&self.names).build_v1alpha()?);
+        let stack = ServiceBuilder::new()
+            // Outermost, so that every answer has an id, the project's form,
+            // and a line in the log.
+            .layer(ObserveLayer { service: name, clock })
+            // Before authentication, so that a flood costs no signatures.
+            .layer(LimitsLayer::new())
+            // Innermost: no handler runs for a caller who may not call it.
+            .layer(AuthLayer::new(rules, verifier))
+            .service(self.routes.routes().prepare());
+        Ok((BoxCloneSyncService::new(stack), Health { reporter, names: self.names }))
+    }
+}
+
+/// Reflection over the services of one listener, and no others.
+fn reflection(names: &[&'static str]) -> tonic_reflection::server::Builder<'static> {
+    let builder = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crm_proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .with_service_name("grpc.health.v1.Health");
+    names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+}

@@ -1,0 +1,112 @@
+//! What can go wrong between a use case and its tenant's database.
+
+use std::time::Duration;
+
+use crm_error::{ApiError, ErrorReason, deadline_exceeded};
+
+/// Why a use case got no session, or no answer from it.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The budget was used up, and no session came free in time.
+    #[error("no session came free in time")]
+    Exhausted,
+    /// The registry or the database does not answer.
+    #[error("{0}")]
+    Unavailable(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The tenant is not active.
+    #[error("the tenant is not active")]
+    Inactive,
+    /// The tenant is gone, or its tokens were revoked.
+    #[error("the token is void for its tenant")]
+    TokenVoid,
+    /// The tenant's schema is not of a version that this service can use.
+    #[error("the tenant's schema has version {found}; {wanted} is wanted")]
+    SchemaVersion {
+        /// What the tenant has.
+        found: u32,
+        /// What the service needs.
+        wanted: u32,
+    },
+    /// The work took too long and was cut off.
+    #[error("the work was cut off")]
+    TimedOut,
+    /// The work panicked.
+    #[error("the work panicked")]
+    Panicked,
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let retry = Duration::from_secs(1);
+        match error {
+            SessionError::Exhausted => {
+                Self::new(ErrorReason::SessionsExhausted, "too many calls at once; repeat later")
+                    .with_retry_after(retry)
+            }
+            SessionError::Unavailable(..) => Self::unavailable(error),
+            SessionError::Inactive => {
+                Self::new(ErrorReason::TenantInactive, "the tenant is not active")
+            }
+            SessionError::TokenVoid => {
+                Self::new(ErrorReason::TokenInvalid, "the token is not valid here")
+            }
+            SessionError::SchemaVersion { .. } => Self::new(
+                ErrorReason::SchemaVersionUnsupported,
+                "the tenant's data is being upgraded; repeat later",
+            )
+            .with_retry_after(retry)
+            .with_source(error),
+            SessionError::TimedOut => deadline_exceeded(),
+            SessionError::Panicked => Self::internal(error),
+        }
+    }
+}
+
+/// A statement failed. What it means to the caller follows from its SQLSTATE
+/// (PostgreSQL, appendix A).
+#[derive(Debug, thiserror::Error)]
+#[error("the database refused a statement")]
+pub struct StoreError(#[from] sqlx::Error);
+
+impl StoreError {
+    /// The SQLSTATE, where the database gave one.
+    fn state(&self) -> Option<String> {
+        let error = self.0.as_database_error()?;
+        error.code().map(std::borrow::Cow::into_owned)
+    }
+
+    /// The violated constraint, where there is one.
+    pub fn constraint(&self) -> Option<&str> {
+        self.0.as_database_error()?.constraint()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let Some(state) = error.state() else {
+            // Not the database's word: the connection broke, or we misread.
+            let broken = matches!(
+                error.0,
+                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)
+            );
+            return if broken { Self::unavailable(error) } else { Self::internal(error) };
+        };
+        match state.as_str() {
+            // platform.begin_write and end_write raise these two.
+            "CR001" => Self::new(
+                ErrorReason::RequestIdReused,
+                "the request_id was used for a different request",
+            ),
+            "CR002" | "40001" | "40P01" | "55P03" => Self::new(
+                ErrorReason::ConcurrentChange,
+                "the resource changed meanwhile; read it again",
+            ),
+            // statement_timeout and cancellation.
+            "57014" => deadline_exceeded(),
+            // Shutdown, crash, not yet started; connection failures; too many.
+            "57P01" | "57P02" | "57P03" | "53300" => Self::unavailable(error),
+            state if state.starts_with("08") => Self::unavailable(error),
+            _ => Self::internal(error),
+        }
+    }
+}

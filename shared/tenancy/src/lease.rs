@@ -1,0 +1,136 @@
+//! Leases: cached, renewed on use, and good without the registry.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crm_auth::TenantId;
+use crm_proto::registry::v1::AcquireLeaseResponse;
+use crm_proto::registry::v1::acquire_lease_response::TlsMode;
+use moka::future::Cache;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use crate::error::SessionError;
+use crate::registry::RegistryClient;
+
+/// A lease older than this is renewed when it is used.
+const RENEW_AFTER: Duration = Duration::from_secs(5 * 60);
+/// A lease dies at this age.
+const DIES_AFTER: Duration = Duration::from_secs(15 * 60);
+/// How many tenants' leases are kept.
+const CACHED_LEASES: u64 = 100_000;
+
+/// How one tenant's database is reached.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) options: PgConnectOptions,
+    pub(crate) session_cap: usize,
+    pub(crate) schema_version: u32,
+    pub(crate) generation: u32,
+    pub(crate) tenant_generation: u32,
+    pub(crate) access_version: u64,
+    acquired: Instant,
+    renewing: AtomicBool,
+}
+
+/// The leases of one service.
+#[derive(Clone, Debug)]
+pub(crate) struct Leases {
+    registry: RegistryClient,
+    application: &'static str,
+    cache: Cache<TenantId, Arc<Lease>>,
+}
+
+impl Leases {
+    pub(crate) fn new(registry: RegistryClient, application: &'static str) -> Self {
+        let cache = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
+        Self { registry, application, cache }
+    }
+
+    /// The lease of a tenant: one call to the registry at a time for each.
+    pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
+        let lease = self
+            .cache
+            .try_get_with(tenant, self.acquire(tenant))
+            .await
+            .map_err(|status| refused(&status))?;
+        if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
+            self.renew(tenant, lease.clone());
+        }
+        Ok(lease)
+    }
+
+    /// Forgets a lease that the database did not honour.
+    pub(crate) async fn forget(&self, tenant: TenantId) {
+        self.cache.invalidate(&tenant).await;
+    }
+
+    fn renew(&self, tenant: TenantId, old: Arc<Lease>) {
+        let leases = self.clone();
+        tokio::spawn(async move {
+            match leases.acquire(tenant).await {
+                Ok(lease) => leases.cache.insert(tenant, lease).await,
+                // The registry's word; without one the old lease goes on.
+                Err(status)
+                    if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) =>
+                {
+                    leases.forget(tenant).await;
+                }
+                Err(_) => old.renewing.store(false, Ordering::Relaxed),
+            }
+        });
+    }
+
+    async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, Status> {
+        let granted = self.registry.acquire_lease(tenant).await?;
+        Ok(Arc::new(Lease {
+            options: connect_options(&granted, self.application),
+            session_cap: granted.session_cap as usize,
+            schema_version: granted.schema_version,
+            generation: granted.generation,
+            tenant_generation: granted.tenant_generation,
+            access_version: granted.access_version,
+            acquired: Instant::now(),
+            renewing: AtomicBool::new(false),
+        }))
+    }
+}
+
+fn connect_options(lease: &AcquireLeaseResponse, application: &str) -> PgConnectOptions {
+    let timeout = lease.statement_timeout.unwrap_or_default();
+    let timeout = timeout.seconds * 1000 + i64::from(timeout.nanos) / 1_000_000;
+    let ssl_mode = match lease.tls_mode() {
+        TlsMode::Disabled => PgSslMode::Disable,
+        TlsMode::Unspecified | TlsMode::VerifyFull => PgSslMode::VerifyFull,
+    };
+    PgConnectOptions::new_without_pgpass()
+        .host(&lease.host)
+        .port(u16::try_from(lease.port).unwrap_or_default())
+        .database(&lease.database)
+        .username(&lease.user)
+        .password(&lease.secret)
+        .ssl_mode(ssl_mode)
+        .application_name(application)
+        // Settings of the session come before those of the role, which the
+        // role itself could change (PostgreSQL, ALTER ROLE).
+        .options([
+            ("statement_timeout", format!("{timeout}ms")),
+            ("lock_timeout", format!("{timeout}ms")),
+            ("idle_in_transaction_session_timeout", "10s".to_owned()),
+            // The server notices a dead client while it runs a statement.
+            ("client_connection_check_interval", "1s".to_owned()),
+        ])
+}
+
+fn refused(status: &Arc<Status>) -> SessionError {
+    let code = status.code();
+    if code == Code::NotFound {
+        SessionError::TokenVoid
+    } else if code == Code::FailedPrecondition {
+        SessionError::Inactive
+    } else {
+        SessionError::Unavailable("the tenant-registry gave no lease", status.clone().into())
+    }
+}

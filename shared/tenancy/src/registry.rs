@@ -1,0 +1,214 @@
+//! The tenant-registry, as the other services of this suite use it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use crm_auth::Verifier;
+use crm_clock::Clock;
+use crm_proto::identity::v1::auth_service_client::AuthServiceClient;
+use crm_proto::identity::v1::{GetJwksRequest, IssueServiceTokenRequest};
+use crm_proto::registry::v1 as pb;
+use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Mutex;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// A token is renewed when less than this is left of it.
+const TOKEN_MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(120);
+/// How often the keys are fetched.
+const KEYS_EVERY: Duration = Duration::from_secs(30);
+/// How long to wait before another attempt.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// How long a call to the registry may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Building a template takes longer than a call.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// One step of a service's schema. Sets are append-only.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// 1, 2, 3 and so on.
+    pub version: u32,
+    /// What it does, in a few words.
+    pub description: &'static str,
+    /// The statements, run in one transaction as the schema's owner.
+    pub sql: &'static str,
+}
+
+/// Where the registry answers.
+#[derive(Clone, Debug)]
+pub struct RegistryEndpoints {
+    /// Its public listener, such as `http://127.0.0.1:50051`.
+    pub public: String,
+    /// Its internal listener, which serves leases.
+    pub internal: String,
+}
+
+/// A client of the registry, with the credentials of one service.
+#[derive(Clone, Debug)]
+pub struct RegistryClient {
+    service: &'static str,
+    secret: SecretString,
+    auth: AuthServiceClient<Channel>,
+    lease: LeaseServiceClient<Channel>,
+    token: Arc<Mutex<Option<Token>>>,
+    clock: Clock,
+}
+
+#[derive(Clone)]
+struct Token {
+    bearer: AsciiMetadataValue,
+    expire_time: DateTime<Utc>,
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token").field("expire_time", &self.expire_time).finish_non_exhaustive()
+    }
+}
+
+impl RegistryClient {
+    /// A client that connects when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// When an endpoint is no URL.
+    pub fn new(
+        service: &'static str,
+        secret: SecretString,
+        endpoints: &RegistryEndpoints,
+        clock: Clock,
+    ) -> Result<Self, tonic::transport::Error> {
+        let channel = |url: &str| -> Result<Channel, tonic::transport::Error> {
+            let endpoint = Endpoint::from_shared(url.to_owned())?
+                .connect_timeout(Duration::from_secs(1))
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(Duration::from_secs(20));
+            Ok(endpoint.connect_lazy())
+        };
+        Ok(Self {
+            service,
+            secret,
+            auth: AuthServiceClient::new(channel(&endpoints.public)?),
+            lease: LeaseServiceClient::new(channel(&endpoints.internal)?),
+            token: Arc::default(),
+            clock,
+        })
+    }
+
+    /// Registers the service's schema, and waits for a registry that is not
+    /// there yet.
+    ///
+    /// # Errors
+    ///
+    /// When the registry refuses the set.
+    pub async fn register_schema(&self, migrations: &[Migration]) -> Result<(), Status> {
+        let request = pb::RegisterSchemaRequest {
+            migrations: migrations
+                .iter()
+                .map(|migration| pb::Migration {
+                    version: migration.version,
+                    description: migration.description.to_owned(),
+                    sql: migration.sql.to_owned(),
+                })
+                .collect(),
+        };
+        loop {
+            let attempt = async {
+                let request = self.authorized(request.clone(), REGISTER_TIMEOUT).await?;
+                self.lease.clone().register_schema(request).await
+            };
+            match attempt.await {
+                Ok(_) => return Ok(()),
+                Err(status) if is_transient(&status) => {
+                    tracing::warn!(%status, "waiting for the tenant-registry");
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
+                Err(status) => return Err(status),
+            }
+        }
+    }
+
+    /// Gives the verifier the registry's keys now, and keeps them fresh as
+    /// long as the returned task lives. Without the registry, the keys that
+    /// are known go on verifying.
+    ///
+    /// # Errors
+    ///
+    /// When the registry does not answer the first time.
+    pub async fn follow_keys(&self, verifier: Verifier) -> Result<(), Status> {
+        self.fetch_keys(&verifier).await?;
+        let client = self.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(KEYS_EVERY).await;
+                if let Err(status) = client.fetch_keys(&verifier).await {
+                    tracing::warn!(%status, "the signing keys could not be refreshed");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    async fn fetch_keys(&self, verifier: &Verifier) -> Result<(), Status> {
+        let mut request = Request::new(GetJwksRequest {});
+        request.set_timeout(CALL_TIMEOUT);
+        let keys = self.auth.clone().get_jwks(request).await?.into_inner().keys;
+        if let Err(error) = verifier.set_keys(&keys) {
+            tracing::error!(%error, "the published keys cannot be used");
+        }
+        Ok(())
+    }
+
+    /// How this service reaches the database of a tenant.
+    pub(crate) async fn acquire_lease(
+        &self,
+        tenant: crm_auth::TenantId,
+    ) -> Result<pb::AcquireLeaseResponse, Status> {
+        let message = pb::AcquireLeaseRequest { tenant: format!("tenants/{tenant}") };
+        let request = self.authorized(message, Duration::from_secs(1)).await?;
+        Ok(self.lease.clone().acquire_lease(request).await?.into_inner())
+    }
+
+    async fn authorized<T>(&self, message: T, timeout: Duration) -> Result<Request<T>, Status> {
+        let mut request = Request::new(message);
+        request.set_timeout(timeout);
+        request.metadata_mut().insert("authorization", self.bearer().await?);
+        Ok(request)
+    }
+
+    async fn bearer(&self) -> Result<AsciiMetadataValue, Status> {
+        let mut token = self.token.lock().await;
+        if let Some(token) = &*token
+            && token.expire_time - self.clock.now() > TOKEN_MARGIN
+        {
+            return Ok(token.bearer.clone());
+        }
+        let mut request = Request::new(IssueServiceTokenRequest {
+            client_id: format!("services/{}", self.service),
+            client_secret: self.secret.expose_secret().to_owned(),
+        });
+        request.set_timeout(Duration::from_secs(1));
+        let issued = self.auth.clone().issue_service_token(request).await?.into_inner();
+        let mut bearer: AsciiMetadataValue = format!("Bearer {}", issued.access_token)
+            .parse()
+            .map_err(|_| Status::data_loss("the token is not ASCII"))?;
+        bearer.set_sensitive(true);
+        let expire_time = issued
+            .expire_time
+            .and_then(|time| DateTime::from_timestamp(time.seconds, 0))
+            .unwrap_or_default();
+        Ok(token.insert(Token { bearer, expire_time }).bearer.clone())
+    }
+}
+
+/// Whether another attempt can help.
+fn is_transient(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled
+    )
+}

@@ -1,0 +1,305 @@
+//! Running a use case's work on a session of its tenant.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crm_auth::{TenantClaims, TenantContext, TenantId};
+use futures_util::future::BoxFuture;
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::error::SessionError;
+use crate::lease::{Lease, Leases};
+use crate::pool::{Grant, Pool, Session};
+use crate::registry::RegistryClient;
+
+/// How long a caller waits for a session.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many sessions may be opening at once.
+const CONNECTS_AT_ONCE: usize = 8;
+/// How long opening one may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long closing one may take, before its socket is just dropped.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a session may lie idle.
+const IDLE_FOR: Duration = Duration::from_secs(120);
+/// How old a session may become, more or less a fifth.
+const LIFETIME: Duration = Duration::from_secs(30 * 60);
+/// How often idle sessions are looked over.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How long any work may take. Statements have timeouts of their own; this
+/// catches what hangs all the same.
+const WORK_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// What a service needs of its sessions.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The name that the database sees.
+    pub application: &'static str,
+    /// The most sessions that this process may have open.
+    pub budget: usize,
+    /// The schema version that this service needs.
+    pub schema_version: u32,
+}
+
+/// The sessions of one process with the tenants of one PostgreSQL cluster.
+/// Clones share them.
+#[derive(Clone, Debug)]
+pub struct TenantSessions(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    leases: Leases,
+    pool: Mutex<Pool>,
+    connects: Semaphore,
+    tasks: TaskTracker,
+}
+
+/// A session of the caller's tenant, for the length of one use case.
+#[derive(Debug)]
+pub struct TenantSession {
+    connection: PgConnection,
+}
+
+impl TenantSession {
+    /// The connection, to run statements on.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
+
+impl TenantSessions {
+    /// No session is opened until one is needed.
+    pub fn new(settings: Settings, registry: RegistryClient) -> Self {
+        let shared = Arc::new(Shared {
+            settings,
+            leases: Leases::new(registry, settings.application),
+            pool: Mutex::new(Pool::new(settings.budget)),
+            connects: Semaphore::new(CONNECTS_AT_ONCE),
+            tasks: TaskTracker::new(),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&shared)));
+        Self(shared)
+    }
+
+    /// Runs work on a session of the caller's tenant, to its end, in a task of
+    /// its own: a client that vanishes interrupts nothing.
+    ///
+    /// # Errors
+    ///
+    /// The work's own error; or a [`SessionError`] where there was no session,
+    /// or the work did not end.
+    pub async fn run<T, E, W>(&self, context: &TenantContext, work: W) -> Result<T, E>
+    where
+        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<SessionError> + Send + 'static,
+    {
+        let shared = self.0.clone();
+        let claims = context.tenant_claims();
+        let tenant = context.tenant();
+        let task = async move {
+            let mut checkout = shared.check_out(tenant, claims).await?;
+            let outcome = checkout.use_for(work).await;
+            checkout.check_in();
+            outcome
+        };
+        let task = self.0.tasks.spawn(task.instrument(tracing::Span::current()));
+        task.await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
+    }
+
+    /// Waits for the work that still runs. Call it when no more comes.
+    pub async fn drain(&self) {
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+impl Shared {
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn check_out(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        claims: TenantClaims,
+    ) -> Result<Checkout, SessionError> {
+        let lease = self.leases.get(tenant).await?;
+        self.check_lease(&lease, claims)?;
+        let asked = self.pool().acquire(tenant, lease.session_cap);
+        let grant = match asked {
+            Ok(grant) => grant,
+            Err(granted) => self.wait(tenant, granted).await?,
+        };
+        // From here on the permit is ours, and goes back however this ends.
+        let mut checkout = Checkout { shared: self.clone(), tenant, session: None, busy: true };
+        match grant {
+            Grant::Session(session) if session.generation == lease.generation => {
+                checkout.session = Some(session);
+                return Ok(checkout);
+            }
+            Grant::Session(session) | Grant::Replace(session) => close(session.connection).await,
+            Grant::Permit => {}
+        }
+        checkout.session = Some(Box::new(self.open(tenant, &lease).await?));
+        Ok(checkout)
+    }
+
+    fn check_lease(&self, lease: &Lease, claims: TenantClaims) -> Result<(), SessionError> {
+        if lease.tenant_generation != claims.generation || lease.access_version > claims.ver {
+            return Err(SessionError::TokenVoid);
+        }
+        let (found, wanted) = (lease.schema_version, self.settings.schema_version);
+        // Migrations only expand, so that a newer schema serves as well.
+        if found < wanted { Err(SessionError::SchemaVersion { found, wanted }) } else { Ok(()) }
+    }
+
+    async fn wait(
+        &self,
+        tenant: TenantId,
+        mut granted: oneshot::Receiver<Grant>,
+    ) -> Result<Grant, SessionError> {
+        if let Ok(Ok(grant)) = timeout(ACQUIRE_TIMEOUT, &mut granted).await {
+            return Ok(grant);
+        }
+        // A grant may have come in the very last moment.
+        granted.close();
+        if let Ok(grant) = granted.try_recv() {
+            let replaced = self.pool().give_back(grant, tenant);
+            if let Some(session) = replaced {
+                close(session.connection).await;
+                self.pool().release_permit(tenant);
+            }
+        }
+        Err(SessionError::Exhausted)
+    }
+
+    async fn open(&self, tenant: TenantId, lease: &Lease) -> Result<Session, SessionError> {
+        let closed = |error: tokio::sync::AcquireError| {
+            SessionError::Unavailable("no more sessions are opened", error.into())
+        };
+        let _turn = self.connects.acquire().await.map_err(closed)?;
+        let opened = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&lease.options)).await;
+        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+            SessionError::Unavailable("the tenant's database cannot be reached", error)
+        };
+        match opened {
+            Ok(Ok(connection)) => {
+                let now = Instant::now();
+                Ok(Session {
+                    tenant,
+                    generation: lease.generation,
+                    connection,
+                    closes_at: now + jittered_lifetime(tenant),
+                    last_used: now,
+                })
+            }
+            Ok(Err(error)) => {
+                // The login or the database may have changed: ask again.
+                self.leases.forget(tenant).await;
+                Err(failed(error.into()))
+            }
+            Err(elapsed) => Err(failed(elapsed.into())),
+        }
+    }
+}
+
+/// A permit, with the session that was opened with it.
+struct Checkout {
+    shared: Arc<Shared>,
+    tenant: TenantId,
+    session: Option<Box<Session>>,
+    /// Set before work begins and taken away only when it ended well: a
+    /// session that comes back busy is closed, never reused.
+    busy: bool,
+}
+
+impl Checkout {
+    async fn use_for<T, E, W>(&mut self, work: W) -> Result<T, E>
+    where
+        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>>,
+        E: From<SessionError>,
+    {
+        let Some(session) = self.session.take() else { return Err(SessionError::Panicked.into()) };
+        let Session { tenant, generation, connection, closes_at, .. } = *session;
+        let mut lent = TenantSession { connection };
+        let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
+        self.busy = match &outcome {
+            Ok(Ok(_)) => lent.connection.is_in_transaction(),
+            Ok(Err(_)) => !is_settled(&mut lent.connection).await,
+            Err(_) => true,
+        };
+        let connection = lent.connection;
+        let last_used = Instant::now();
+        self.session =
+            Some(Box::new(Session { tenant, generation, connection, closes_at, last_used }));
+        outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
+    }
+
+    /// Gives a clean session back; a busy one is closed when this is dropped.
+    fn check_in(mut self) {
+        if !self.busy
+            && let Some(session) = self.session.take()
+        {
+            self.shared.pool().release(*session);
+            self.busy = false;
+        }
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if !self.busy && self.session.is_none() {
+            return;
+        }
+        let (shared, tenant) = (self.shared.clone(), self.tenant);
+        match self.session.take() {
+            // The permit goes back only after the server has closed.
+            Some(session) => drop(tokio::spawn(async move {
+                tracing::debug!("a busy session is closed");
+                close(session.connection).await;
+                shared.pool().release_permit(tenant);
+            })),
+            None => shared.pool().release_permit(tenant),
+        }
+    }
+}
+
+/// Whether a session whose work failed can be used again: the server answers,
+/// and no transaction is open.
+async fn is_settled(connection: &mut PgConnection) -> bool {
+    !connection.is_in_transaction()
+        && matches!(timeout(CLOSE_TIMEOUT, connection.ping()).await, Ok(Ok(())))
+}
+
+/// Closes a session, and waits until the server has.
+async fn close(connection: PgConnection) {
+    let _closed = timeout(CLOSE_TIMEOUT, connection.close()).await;
+}
+
+/// Sessions that were opened together are not closed together: the tenant's id
+/// has enough chance in it.
+fn jittered_lifetime(tenant: TenantId) -> Duration {
+    let fraction = f64::from(tenant.as_uuid().as_bytes()[15]) / 255.0;
+    LIFETIME.mul_f64(0.8 + 0.4 * fraction)
+}
+
+/// Closes idle sessions that are too old, as long as anyone has a use for the
+/// others.
+async fn sweep(shared: std::sync::Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let expired = shared.pool().expire(Instant::now(), IDLE_FOR);
+        let count = expired.len();
+        for session in expired {
+            close(session.connection).await;
+        }
+        shared.pool().forget_permits(count);
+    }
+}
