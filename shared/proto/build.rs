@@ -112,6 +112,15 @@ fn check_field(pool: &DescriptorPool, field: &FieldDescriptor) -> Result<String,
         checks.extend(rule_checks(field, &rust, rules)?);
     }
 
+    // PostgreSQL's text has no NUL, whatever a field's own rules are.
+    if matches!(field.kind(), Kind::String) && field.cardinality() != Cardinality::Repeated {
+        checks.push(format!("no_nul(&self.{rust}, &at, out);"));
+    } else if field.is_map() {
+        checks.push(format!(
+            "for (key, value) in &self.{rust} {{ no_nul(key, &at, out); no_nul(value, &at, out); }}"
+        ));
+    }
+
     if let Kind::Message(inner) = field.kind()
         && inner.full_name().starts_with("crm.")
         && !field.is_map()

@@ -1,1 +1,17 @@
+//! The control plane: tenants and their databases, logins, schemas, tokens.
 
+pub mod app;
+pub mod config;
+
+mod database;
+mod grpc;
+pub mod identity;
+mod lease;
+mod provisioning;
+mod schema;
+mod seal;
+mod tenant;
+
+pub use app::App;
+pub use config::{Account, ClusterAddress, Config};
+pub use seal::MasterKey;

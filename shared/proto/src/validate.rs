@@ -99,6 +99,12 @@ fn required(present: bool, at: &Path<'_>, out: &mut Violations) {
     }
 }
 
+fn no_nul(value: &str, at: &Path<'_>, out: &mut Violations) {
+    if value.contains('\0') {
+        out.add(at.to_string(), "NO_NUL", "No NUL character.");
+    }
+}
+
 fn min_len(value: &str, limit: usize, at: &Path<'_>, out: &mut Violations) {
     if value.chars().count() < limit {
         out.add(at.to_string(), "STRING_MIN_LEN", format!("At least {limit} characters."));

@@ -7,10 +7,12 @@ pub mod names;
 mod observe;
 pub mod open;
 pub mod page;
+pub mod repeat;
 mod run;
 mod server;
 mod stack;
 mod telemetry;
+mod time;
 
 pub use edge::Edge;
 pub use limits::MAX_MESSAGE_BYTES;
@@ -18,3 +20,4 @@ pub use run::{EXIT_USAGE, run};
 pub use server::{bind, serve};
 pub use stack::{Health, Stack, StackBuilder};
 pub use telemetry::{Format, Telemetry};
+pub use time::timestamp;

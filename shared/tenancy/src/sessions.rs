@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
-use crate::error::SessionError;
+use crate::error::{SessionError, StoreError};
 use crate::lease::{Lease, Leases};
 use crate::pool::{Grant, Pool, Session};
 use crate::registry::RegistryClient;
@@ -69,6 +69,31 @@ impl TenantSession {
     /// The connection, to run statements on.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
+    }
+
+    /// Runs work in a transaction: committed if it answers `Ok`, rolled back
+    /// otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The work's own error, or that of the transaction.
+    pub async fn transaction<T, E, W>(&mut self, work: W) -> Result<T, E>
+    where
+        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>> + Send,
+        E: From<StoreError>,
+    {
+        let mut transaction = self.connection.begin().await.map_err(StoreError::from)?;
+        let outcome = work(&mut transaction).await;
+        match outcome {
+            Ok(value) => {
+                transaction.commit().await.map_err(StoreError::from)?;
+                Ok(value)
+            }
+            Err(error) => {
+                transaction.rollback().await.map_err(StoreError::from)?;
+                Err(error)
+            }
+        }
     }
 }
 

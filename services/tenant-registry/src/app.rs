@@ -1,0 +1,100 @@
+//! The registry, wired: each paragraph is a part, in the order of need.
+
+use std::error::Error;
+
+use crm_auth::{Audience, Verifier};
+use crm_clock::Clock;
+use crm_proto::identity::v1::auth_service_server::AuthServiceServer;
+use crm_proto::registry::v1::lease_service_server::LeaseServiceServer;
+use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
+use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
+
+use crate::config::Config;
+use crate::database::Database;
+use crate::grpc::{AuthApi, LeaseApi, TenantApi};
+use crate::identity::Identity;
+use crate::lease::Logins;
+use crate::provisioning::Provisioner;
+use crate::schema::{Schemas, add_cluster};
+use crate::tenant::Tenants;
+
+/// A schema set is larger than an ordinary request.
+const MAX_SCHEMA_BYTES: usize = 16 * 1024 * 1024;
+
+/// The registry, ready to be served on two listeners.
+#[derive(Debug)]
+pub struct App {
+    /// Tenants and tokens, for everyone.
+    pub public: Stack,
+    /// Whether `public` can do its work.
+    pub public_health: Health,
+    /// Leases and schemas, for the services of this suite.
+    pub internal: Stack,
+    /// Whether `internal` can do its work.
+    pub internal_health: Health,
+}
+
+impl App {
+    /// Wires the registry.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster does not answer or is not set up, or a key does not
+    /// open.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        // The registry's database, and the cluster that tenants live in.
+        let database = Database::open(&config).await?;
+        add_cluster(&database.registry, &config.cluster, clock.now()).await?;
+
+        // The template of tenant databases, with the platform's own schema.
+        let schemas = Schemas::new(database.clone(), clock.clone());
+        schemas.register_platform().await?;
+
+        // Who signs, and who may exchange a secret for a token.
+        let identity =
+            Identity::start(database.clone(), &config.master_key, &config.accounts, clock.clone());
+        let identity = identity.await?;
+        let verifier = |audience| -> Result<Verifier, crm_auth::KeyError> {
+            let verifier = Verifier::new(audience, clock.clone());
+            verifier.set_keys(&identity.jwks())?;
+            Ok(verifier)
+        };
+
+        // Tenants: their logins, their databases, themselves.
+        let logins = Logins::new(database.clone(), config.master_key, clock.clone());
+        let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
+        tokio::spawn(provisioner.clone().resume());
+        let tenants = Tenants::new(database, provisioner, clock.clone());
+
+        let (public, public_health) = StackBuilder::default()
+            .service(
+                TenantServiceServer::new(TenantApi { tenants })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .service(
+                AuthServiceServer::new(AuthApi { identity: identity.clone() })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
+        let session_cap = config.session_cap;
+        let leases = LeaseApi { logins, schemas, session_cap, clock: clock.clone() };
+        let (internal, internal_health) = StackBuilder::default()
+            .service(LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES))
+            .build("tenant-registry-internal", verifier(Audience::Internal)?, clock)?;
+        Ok(Self { public, public_health, internal, internal_health })
+    }
+}
+
+/// The registry's identity alone, for whoever has its configuration: it issues
+/// tokens without a server.
+///
+/// # Errors
+///
+/// When the registry's database does not answer, or a key does not open.
+pub async fn identity(
+    config: &Config,
+    clock: Clock,
+) -> Result<Identity, Box<dyn Error + Send + Sync>> {
+    let database = Database::connect(config);
+    Ok(Identity::load(database, &config.master_key, clock).await?)
+}

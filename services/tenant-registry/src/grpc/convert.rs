@@ -1,0 +1,103 @@
+//! Between messages and the registry's own types.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use crm_error::Violations;
+use crm_proto::registry::v1 as pb;
+use crm_proto::registry::v1::acquire_lease_response::TlsMode;
+use crm_proto::registry::v1::tenant::Kind;
+use crm_service::{names, timestamp};
+use secrecy::ExposeSecret as _;
+
+use crate::lease::{LeaseRow, Login};
+use crate::schema::NewMigration;
+use crate::tenant::model::is_slug;
+use crate::tenant::{NewTenant, Tenant, TenantKey};
+
+/// After how long a tenant's statement is ended.
+const STATEMENT_TIMEOUT_SECONDS: i64 = 30;
+/// How long a lease is good without the registry.
+const LEASE: TimeDelta = TimeDelta::minutes(15);
+
+impl From<pb::Tenant> for NewTenant {
+    fn from(tenant: pb::Tenant) -> Self {
+        let kind = match tenant.kind() {
+            Kind::Unspecified => Kind::Organization,
+            kind @ (Kind::Individual | Kind::Organization | Kind::Department) => kind,
+        };
+        Self {
+            slug: (!tenant.slug.is_empty()).then_some(tenant.slug),
+            display_name: tenant.display_name,
+            kind,
+            labels: tenant.labels,
+        }
+    }
+}
+
+impl From<Tenant> for pb::Tenant {
+    fn from(tenant: Tenant) -> Self {
+        // A preview has no name, and so nothing to come back to.
+        let etag = tenant.id.map(|_| format!("\"{}\"", tenant.revision));
+        Self {
+            name: tenant.id.map(|id| format!("tenants/{id}")).unwrap_or_default(),
+            slug: tenant.slug,
+            display_name: tenant.display_name,
+            kind: tenant.kind.into(),
+            state: tenant.state.into(),
+            cluster: match tenant.cluster.as_str() {
+                "" => String::new(),
+                cluster => format!("clusters/{cluster}"),
+            },
+            database: tenant.database,
+            labels: tenant.labels,
+            create_time: Some(timestamp(tenant.create_time)),
+            update_time: Some(timestamp(tenant.update_time)),
+            delete_time: tenant.delete_time.map(timestamp),
+            purge_time: tenant.purge_time.map(timestamp),
+            etag: etag.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<pb::Migration> for NewMigration {
+    fn from(migration: pb::Migration) -> Self {
+        Self { version: migration.version, description: migration.description, sql: migration.sql }
+    }
+}
+
+/// `tenants/{uuid}`, or `tenants/{slug}` as its alias (AIP-122).
+pub(super) fn tenant_key(name: &str, violations: &mut Violations) -> Option<TenantKey> {
+    if let Some(id) = names::parse("tenants", name) {
+        return Some(TenantKey::Id(id));
+    }
+    let slug = name.strip_prefix("tenants/").filter(|slug| is_slug(slug));
+    if slug.is_none() && !name.is_empty() {
+        violations.add("name", "RESOURCE_NAME", "`tenants/` and a UUID or a slug.");
+    }
+    slug.map(|slug| TenantKey::Slug(slug.to_owned()))
+}
+
+pub(super) fn lease(
+    row: LeaseRow,
+    login: &Login,
+    session_cap: u32,
+    now: DateTime<Utc>,
+) -> pb::AcquireLeaseResponse {
+    pb::AcquireLeaseResponse {
+        host: row.host,
+        port: row.port.unsigned_abs(),
+        database: row.database,
+        user: login.user.clone(),
+        secret: login.secret.expose_secret().to_owned(),
+        tls_mode: TlsMode::Disabled.into(),
+        session_cap,
+        statement_timeout: Some(prost_types::Duration {
+            seconds: STATEMENT_TIMEOUT_SECONDS,
+            nanos: 0,
+        }),
+        schema_version: row.schema_version.unsigned_abs(),
+        generation: login.generation.unsigned_abs(),
+        expire_time: Some(timestamp(now + LEASE)),
+        tenant_generation: row.tenant_generation.unsigned_abs(),
+        access_version: row.access_version.unsigned_abs(),
+    }
+}

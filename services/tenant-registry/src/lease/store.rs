@@ -1,0 +1,124 @@
+//! All SQL of leases and logins.
+
+use chrono::{DateTime, Utc};
+use crm_proto::registry::v1::tenant::State;
+use crm_tenancy::StoreError;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+/// Where a tenant's database is, and what tokens must say.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct LeaseRow {
+    pub(crate) host: String,
+    pub(crate) port: i32,
+    pub(crate) database: String,
+    state: i16,
+    pub(crate) tenant_generation: i32,
+    pub(crate) access_version: i64,
+    pub(crate) schema_version: i32,
+}
+
+impl LeaseRow {
+    pub(super) fn is_active(&self) -> bool {
+        i32::from(self.state) == State::Active as i32
+    }
+}
+
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct LoginRow {
+    pub(super) generation: i32,
+    pub(super) secret: Vec<u8>,
+    pub(super) is_ready: bool,
+}
+
+pub(super) async fn lease(
+    pool: &PgPool,
+    tenant_id: Uuid,
+    service: &str,
+) -> Result<Option<LeaseRow>, StoreError> {
+    let row = sqlx::query_as(
+        "SELECT c.host, c.port, d.name AS database, t.state,
+             t.generation AS tenant_generation, t.access_version,
+             coalesce(v.version, 0) AS schema_version
+         FROM tenants AS t
+         JOIN databases AS d ON d.database_id = t.tenant_id
+         JOIN clusters AS c ON c.cluster = d.cluster
+         LEFT JOIN schema_versions AS v ON v.database_id = d.database_id AND v.service = $2
+         WHERE t.tenant_id = $1",
+    );
+    Ok(row.bind(tenant_id).bind(service).fetch_optional(pool).await?)
+}
+
+pub(super) async fn newest_login(
+    pool: &PgPool,
+    tenant_id: Uuid,
+    service: &str,
+) -> Result<Option<LoginRow>, StoreError> {
+    let row = sqlx::query_as(
+        "SELECT generation, secret, is_ready
+         FROM logins
+         WHERE tenant_id = $1 AND service = $2
+         ORDER BY generation DESC
+         LIMIT 1",
+    );
+    Ok(row.bind(tenant_id).bind(service).fetch_optional(pool).await?)
+}
+
+pub(super) async fn insert_login(
+    pool: &PgPool,
+    tenant_id: Uuid,
+    service: &str,
+    generation: i32,
+    secret: &[u8],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO logins (tenant_id, service, generation, secret, create_time)
+         VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(tenant_id)
+    .bind(service)
+    .bind(generation)
+    .bind(secret)
+    .bind(now)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn login_is_ready(
+    pool: &PgPool,
+    tenant_id: Uuid,
+    service: &str,
+    generation: i32,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE logins SET is_ready = true
+         WHERE tenant_id = $1 AND service = $2 AND generation = $3",
+    )
+    .bind(tenant_id)
+    .bind(service)
+    .bind(generation)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Makes the role in the cluster, by the function that checks its name.
+pub(super) async fn ensure_role(
+    cluster: &PgPool,
+    tenant_id: Uuid,
+    service: &str,
+    generation: i32,
+    verifier: &str,
+) -> Result<(), StoreError> {
+    sqlx::query("SELECT crm_cluster.ensure_login($1, $2, $3, $4)")
+        .bind(tenant_id)
+        .bind(service)
+        .bind(generation)
+        .bind(verifier)
+        .execute(cluster)
+        .await?;
+    Ok(())
+}

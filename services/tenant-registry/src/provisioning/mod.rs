@@ -1,0 +1,129 @@
+//! Making a tenant's database: a saga of idempotent steps.
+//!
+//! `CREATE DATABASE` stands outside transactions, so that each step is written
+//! down when it is done, and a step may run twice. Whoever finds a tenant that
+//! is not finished takes up where it was left: a repeated request, or
+//! [`Provisioner::resume`].
+//!
+//! The order keeps a fresh clone shut: it is made closed to connections, since
+//! a clone has the default privileges of PUBLIC, and opens only when those are
+//! gone and its own logins are there.
+
+mod cluster;
+mod store;
+
+use std::time::Duration;
+
+use crm_clock::Clock;
+use crm_error::{ApiError, ErrorReason};
+use crm_tenancy::StoreError;
+use sqlx::postgres::PgAdvisoryLock;
+use uuid::Uuid;
+
+pub(crate) use cluster::{Cluster, quoted};
+pub(crate) use store::Step;
+
+use crate::database::Database;
+use crate::lease::{LeaseError, Logins};
+
+/// How long another process may take over a tenant before it is helped.
+const RESUME_AFTER: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
+/// How often unfinished tenants are looked for.
+const RESUME_EVERY: Duration = Duration::from_secs(5);
+
+/// Why a database could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProvisionError {
+    #[error("the template has not the schemas of all services yet")]
+    NoTemplate,
+    #[error("the tenant is not planned")]
+    NotPlanned,
+    #[error("the tenant's logins could not be made")]
+    Login(#[from] Box<LeaseError>),
+    #[error("a step of the database's making failed")]
+    Store(#[from] StoreError),
+}
+
+impl From<ProvisionError> for ApiError {
+    fn from(error: ProvisionError) -> Self {
+        match error {
+            ProvisionError::NoTemplate => Self::new(
+                ErrorReason::DependencyUnavailable,
+                "the services are starting; repeat the call later",
+            )
+            .with_retry_after(Duration::from_secs(1)),
+            ProvisionError::NotPlanned => Self::internal(error),
+            ProvisionError::Login(error) => (*error).into(),
+            ProvisionError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Makes tenant databases.
+#[derive(Clone, Debug)]
+pub(crate) struct Provisioner {
+    database: Database,
+    cluster: Cluster,
+    logins: Logins,
+    clock: Clock,
+}
+
+impl Provisioner {
+    pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
+        let cluster = Cluster::new(database.cluster.clone());
+        Self { database, cluster, logins, clock }
+    }
+
+    /// Takes a tenant through the steps that are left, until it is active.
+    pub(crate) async fn finish(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
+        // One process at a time; the lock goes with its connection.
+        let lock = PgAdvisoryLock::new(format!("crm provisioning {tenant_id}"));
+        let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
+        let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
+        let planned = store::planned(&mut connection, tenant_id).await?;
+        let planned = planned.ok_or(ProvisionError::NotPlanned)?;
+        let mut step = planned.step;
+        while let Some(next) = step.next() {
+            match next {
+                Step::Planned => {}
+                Step::Created => {
+                    self.cluster.clone_closed(&planned.name, &planned.template).await?
+                }
+                Step::Locked => self.cluster.lock(&planned.name).await?,
+                Step::Granted => self.ensure_logins(tenant_id).await?,
+                Step::Ready => self.cluster.allow_connections(&planned.name, true).await?,
+            }
+            store::done(&mut connection, tenant_id, next, self.clock.now()).await?;
+            step = next;
+        }
+        connection.release_now().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    async fn ensure_logins(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
+        for service in store::services_with_logins(&self.database.registry).await? {
+            self.logins.ensure(tenant_id, &service).await.map_err(Box::new)?;
+        }
+        Ok(())
+    }
+
+    /// Finishes what others left unfinished, for as long as this process runs.
+    pub(crate) async fn resume(self) {
+        loop {
+            let before = self.clock.now() - RESUME_AFTER;
+            match store::unfinished(&self.database.registry, before).await {
+                Ok(tenants) => {
+                    for tenant_id in tenants {
+                        let outcome = self.finish(tenant_id).await;
+                        tracing::info!(%tenant_id, ?outcome, "took up an unfinished tenant");
+                    }
+                }
+                Err(error) => tracing::warn!(
+                    cause = crm_error::chain(&error),
+                    "cannot look for unfinished tenants"
+                ),
+            }
+            tokio::time::sleep(RESUME_EVERY).await;
+        }
+    }
+}

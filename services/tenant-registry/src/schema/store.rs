@@ -1,0 +1,191 @@
+//! All SQL of schemas and templates.
+
+use chrono::{DateTime, Utc};
+use crm_tenancy::StoreError;
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::NewMigration;
+use crate::config::ClusterAddress;
+use crate::provisioning::Step;
+
+/// A migration that was registered.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct MigrationRow {
+    pub(super) version: i32,
+    pub(super) checksum: Vec<u8>,
+    pub(super) sql: String,
+}
+
+/// A cluster whose template lacks a migration.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct ClusterBehind {
+    pub(super) cluster: String,
+    pub(super) template_id: Option<Uuid>,
+    pub(super) template: Option<String>,
+}
+
+/// Makes a cluster known, or its address as it is now.
+pub(crate) async fn add_cluster(
+    pool: &PgPool,
+    cluster: &ClusterAddress,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO clusters (cluster, host, port, create_time)
+         VALUES ($1, $2, $3, $4)
+         ON CONFLICT (cluster) DO UPDATE SET host = excluded.host, port = excluded.port",
+    )
+    .bind(&cluster.id)
+    .bind(&cluster.host)
+    .bind(i32::from(cluster.port))
+    .bind(now)
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn services(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+    // The platform comes first: the others use its functions.
+    let services =
+        sqlx::query_scalar("SELECT service FROM services ORDER BY service <> 'platform', service");
+    Ok(services.fetch_all(connection).await?)
+}
+
+pub(super) async fn is_service(
+    connection: &mut PgConnection,
+    service: &str,
+) -> Result<bool, StoreError> {
+    let known = sqlx::query_scalar("SELECT EXISTS (SELECT FROM services WHERE service = $1)");
+    Ok(known.bind(service).fetch_one(connection).await?)
+}
+
+pub(super) async fn migrations(
+    connection: &mut PgConnection,
+    service: &str,
+) -> Result<Vec<MigrationRow>, StoreError> {
+    let rows = sqlx::query_as(
+        "SELECT version, checksum, sql FROM migrations WHERE service = $1 ORDER BY version",
+    );
+    Ok(rows.bind(service).fetch_all(connection).await?)
+}
+
+/// The migrations that a template lacks.
+pub(super) async fn pending(
+    connection: &mut PgConnection,
+    template_id: Option<Uuid>,
+    service: &str,
+) -> Result<Vec<MigrationRow>, StoreError> {
+    let rows = sqlx::query_as(
+        "SELECT m.version, m.checksum, m.sql
+         FROM migrations AS m
+         WHERE m.service = $2
+             AND m.version > coalesce((
+                 SELECT v.version FROM schema_versions AS v
+                 WHERE v.database_id = $1 AND v.service = $2
+             ), 0)
+         ORDER BY m.version",
+    );
+    Ok(rows.bind(template_id).bind(service).fetch_all(connection).await?)
+}
+
+pub(super) async fn insert_migration(
+    connection: &mut PgConnection,
+    service: &str,
+    migration: &NewMigration,
+    checksum: &[u8],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO migrations (service, version, description, checksum, sql, create_time)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(service)
+    .bind(i32::try_from(migration.version).unwrap_or(i32::MAX))
+    .bind(&migration.description)
+    .bind(checksum)
+    .bind(&migration.sql)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Templates whose making was cut off.
+pub(super) async fn unfinished_templates(
+    connection: &mut PgConnection,
+) -> Result<Vec<(Uuid, String)>, StoreError> {
+    let templates = sqlx::query_as(
+        "SELECT database_id, name FROM databases WHERE purpose = 'template' AND step <> $1",
+    );
+    Ok(templates.bind(Step::Ready.as_str()).fetch_all(connection).await?)
+}
+
+pub(super) async fn delete_database(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM databases WHERE database_id = $1")
+        .bind(id)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn clusters_behind(
+    connection: &mut PgConnection,
+) -> Result<Vec<ClusterBehind>, StoreError> {
+    let rows = sqlx::query_as(
+        "SELECT c.cluster, c.template_id, d.name AS template
+         FROM clusters AS c
+         LEFT JOIN databases AS d ON d.database_id = c.template_id
+         WHERE EXISTS (
+             SELECT FROM migrations AS m
+             WHERE m.version > coalesce((
+                 SELECT v.version FROM schema_versions AS v
+                 WHERE v.database_id = c.template_id AND v.service = m.service
+             ), 0)
+         )",
+    );
+    Ok(rows.fetch_all(connection).await?)
+}
+
+/// Gives a new template its name.
+pub(super) async fn plan_template(
+    connection: &mut PgConnection,
+    id: Uuid,
+    cluster: &str,
+    now: DateTime<Utc>,
+) -> Result<String, StoreError> {
+    let name = sqlx::query_scalar(
+        "INSERT INTO databases (database_id, cluster, name, purpose, step, create_time)
+         VALUES ($1, $2, 'crm_template_' || nextval('template_numbers'), 'template', $3, $4)
+         RETURNING name",
+    );
+    let name = name.bind(id).bind(cluster).bind(Step::Planned.as_str()).bind(now);
+    Ok(name.fetch_one(connection).await?)
+}
+
+/// Makes a template the one that tenants are cloned from.
+pub(super) async fn finish_template(
+    connection: &mut PgConnection,
+    id: Uuid,
+    cluster: &str,
+    step: Step,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "WITH versions AS (
+             INSERT INTO schema_versions (database_id, service, version)
+             SELECT $1, service, max(version) FROM migrations GROUP BY service
+         ), finished AS (
+             UPDATE databases SET step = $3 WHERE database_id = $1
+         )
+         UPDATE clusters SET template_id = $1 WHERE cluster = $2",
+    )
+    .bind(id)
+    .bind(cluster)
+    .bind(step.as_str())
+    .execute(connection)
+    .await?;
+    Ok(())
+}

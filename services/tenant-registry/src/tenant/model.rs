@@ -1,0 +1,200 @@
+//! What a tenant is, and the rules of its slug.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use crm_error::Violations;
+use crm_proto::registry::v1::tenant::{Kind, State};
+use uuid::Uuid;
+
+/// The longest slug: a DNS label (RFC 1035, section 2.3.4).
+const MAX_SLUG: usize = 63;
+const MIN_SLUG: usize = 3;
+/// Room for the suffix that makes a derived slug unique.
+const MAX_DERIVED: usize = MAX_SLUG - 14;
+/// Names that would be mistaken for the platform's own.
+const RESERVED: [&str; 9] =
+    ["admin", "api", "app", "crm", "mail", "static", "status", "support", "www"];
+
+/// Input to create a tenant.
+#[derive(Clone, Debug)]
+pub(crate) struct NewTenant {
+    pub(crate) slug: Option<String>,
+    pub(crate) display_name: String,
+    pub(crate) kind: Kind,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// A tenant.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenant {
+    /// `None` in a preview.
+    pub(crate) id: Option<Uuid>,
+    pub(crate) slug: String,
+    pub(crate) display_name: String,
+    pub(crate) kind: Kind,
+    pub(crate) state: State,
+    pub(crate) cluster: String,
+    pub(crate) database: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) create_time: DateTime<Utc>,
+    pub(crate) update_time: DateTime<Utc>,
+    pub(crate) delete_time: Option<DateTime<Utc>>,
+    pub(crate) purge_time: Option<DateTime<Utc>>,
+    pub(crate) revision: i64,
+}
+
+/// How a tenant is named in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TenantKey {
+    Id(Uuid),
+    Slug(String),
+}
+
+impl NewTenant {
+    /// Adds what the rules of a tenant find wrong; fields are those of the
+    /// request.
+    pub(crate) fn check(&self, violations: &mut Violations) {
+        if self.display_name.trim().is_empty() {
+            violations.add("tenant.display_name", "NOT_BLANK", "It must not be blank.");
+        }
+        if let Some(slug) = &self.slug
+            && !is_slug(slug)
+        {
+            violations.add(
+                "tenant.slug",
+                "SLUG",
+                "3 to 63 of a-z, 0-9 and `-`; the first a letter, the last no `-`; \
+                 neither a UUID nor a reserved name.",
+            );
+        }
+    }
+}
+
+impl Tenant {
+    /// What a new tenant would be.
+    pub(crate) fn preview(new: NewTenant, slug: String, now: DateTime<Utc>) -> Self {
+        Self {
+            id: None,
+            slug,
+            display_name: new.display_name,
+            kind: new.kind,
+            state: State::Active,
+            cluster: String::new(),
+            database: String::new(),
+            labels: new.labels,
+            create_time: now,
+            update_time: now,
+            delete_time: None,
+            purge_time: None,
+            revision: 1,
+        }
+    }
+}
+
+/// The name of a tenant's database: opaque, since any role can list names.
+pub(crate) fn database_name(tenant_id: Uuid) -> String {
+    format!("tenant_{}", tenant_id.as_simple())
+}
+
+/// Whether a text can be a slug.
+pub(crate) fn is_slug(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    (MIN_SLUG..=MAX_SLUG).contains(&bytes.len())
+        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+        && bytes.first().is_some_and(u8::is_ascii_lowercase)
+        && bytes.last() != Some(&b'-')
+        && Uuid::try_parse(text).is_err()
+        && !RESERVED.contains(&text)
+}
+
+/// Slugs to try for a display name of any script and length: itself, then with
+/// numbers, then with a part of the tenant's id, which is free.
+pub(crate) fn derived_slugs(display_name: &str, id: Uuid, attempts: u32) -> Vec<String> {
+    let base = slug_base(display_name);
+    let hex = id.as_simple().to_string();
+    let numbered = (2..=attempts).map(|n| format!("{base}-{n}"));
+    let unique = format!("{base}-{}", &hex[20..]);
+    std::iter::once(base.clone())
+        .filter(|slug| is_slug(slug))
+        .chain(numbered)
+        .chain([unique])
+        .collect()
+}
+
+fn slug_base(display_name: &str) -> String {
+    let ascii = deunicode::deunicode(display_name).to_ascii_lowercase();
+    let words: Vec<_> =
+        ascii.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let mut slug = words.join("-");
+    slug.truncate(MAX_DERIVED);
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() {
+        "tenant".to_owned()
+    } else if slug.len() < MIN_SLUG
+        || !slug.starts_with(|c: char| c.is_ascii_lowercase())
+        || Uuid::try_parse(slug).is_ok()
+    {
+        format!("t-{slug}")
+    } else {
+        slug.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_display_name_has_slugs_that_are_slugs() {
+        let names = [
+            "Acme Corp",
+            "Public",
+            "pg_catalog",
+            "北京科技",
+            "Ελληνικά",
+            "شركة",
+            "🚀",
+            "\u{200b}",
+            "'; DROP--",
+            "42",
+            "x",
+            "API",
+            "Ünïcode Ümlaut GmbH & Co. KG",
+            "-----",
+            "deadbeef-dead-beef-dead-beefdeadbeef",
+            "abcdefabcdefabcdefabcdefabcdefab",
+        ];
+        let long = "长".repeat(255);
+
+        for name in names.into_iter().chain([long.as_str()]) {
+            let slugs = derived_slugs(name, Uuid::from_u128(7), 9);
+            assert!(!slugs.is_empty(), "{name:?}");
+            for slug in slugs {
+                assert!(is_slug(&slug), "{name:?} gave {slug:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_slug_never_looks_like_a_uuid_or_the_platform() {
+        for slug in [
+            "",
+            "ab",
+            "Acme",
+            "1acme",
+            "acme-",
+            "-acme",
+            "a_b_c",
+            "acme corp",
+            "api",
+            "abcdefab-cdef-abcd-efab-cdefabcdefab",
+            "abcdefabcdefabcdefabcdefabcdefab",
+        ] {
+            assert!(!is_slug(slug), "{slug:?}");
+        }
+        assert!(is_slug("acme-corp-2"));
+        assert!(is_slug(&"a".repeat(63)));
+        assert!(!is_slug(&"a".repeat(64)));
+    }
+}
