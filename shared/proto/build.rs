@@ -25,6 +25,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut files = Vec::new();
     collect(&root.join("crm"), &mut files)?;
     files.sort();
+    // What errors carry: clients such as grpcurl look it up by reflection.
+    files.push(root.join("google/rpc/error_details.proto"));
     let mut compiler = protox::Compiler::new([&root])?;
     compiler.include_imports(true).include_source_info(true);
     let descriptors = compiler.open_files(files)?.encode_file_descriptor_set();

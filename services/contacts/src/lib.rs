@@ -1,1 +1,7 @@
+//! Contacts: the people whom a tenant deals with.
 
+pub mod app;
+mod contact;
+mod grpc;
+
+pub use app::{App, Config};

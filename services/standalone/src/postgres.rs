@@ -3,25 +3,27 @@
 //! One folder holds it all: the cluster in `data`, the log in `postgres.log`. PostgreSQL refuses
 //! to run as root; it then runs as the user `postgres` or `nobody`, who owns the folder.
 
-use std::env;
-use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::{
-    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown,
-};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
+
+mod cluster;
+mod folder;
+mod programs;
+
+use cluster::{check_cluster_version, make_cluster, stop_leftover};
+use folder::prepare_folder;
+use programs::{Account, find_programs};
 
 const OLDEST_VERSION: u32 = 15;
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
@@ -31,13 +33,6 @@ const POLL: Duration = Duration::from_millis(50);
 /// Fast, then immediate; the latter itself kills what is left after five seconds.
 const SHUTDOWN: [(Signal, Duration); 2] =
     [(Signal::INT, Duration::from_secs(8)), (Signal::QUIT, Duration::from_secs(7))];
-
-/// Where installers put servers: folders with one subfolder for each version.
-const INSTALLED: [(&str, &str); 3] = [
-    ("/usr/lib/postgresql", ""),
-    ("/opt/homebrew/opt", "postgresql"),
-    ("/usr/local/opt", "postgresql"),
-];
 
 /// Passed on the command line: they win over the files in the cluster, which need no upkeep then.
 const SETTINGS: [&str; 10] = [
@@ -291,268 +286,6 @@ impl Drop for PrivatePostgres {
     }
 }
 
-/// Who runs the programs: we ourselves or, if we are root, another user.
-struct Account {
-    uid: u32,
-    /// Set if it is another user.
-    gid: Option<u32>,
-}
-
-impl Account {
-    fn of_server() -> Result<Self, PostgresError> {
-        let uid = geteuid().as_raw();
-        if uid != 0 {
-            return Ok(Self { uid, gid: None });
-        }
-        let passwd = fs::read_to_string("/etc/passwd").map_err(io_error("read", "/etc/passwd"))?;
-        let user = ["postgres", "nobody"].iter().find_map(|name| find_user(&passwd, name));
-        user.map(|(uid, gid)| Self { uid, gid: Some(gid) }).ok_or(PostgresError::NoAccount)
-    }
-
-    /// A command that shares nothing with us: not the terminal, whose Ctrl-C is for us alone, not
-    /// the folder, which may be out of its reach, not the environment, which may hold secrets,
-    /// settings of PostgreSQL and another language, and not root's groups, which `uid` gives up.
-    fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(program);
-        let kept = ["PATH", "LD_LIBRARY_PATH"].into_iter();
-        command.env_clear().envs(kept.filter_map(|name| Some((name, env::var_os(name)?))));
-        command.env("LC_ALL", "C").current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).kill_on_drop(true);
-        if let Some(gid) = self.gid {
-            command.uid(self.uid).gid(gid);
-        }
-        command
-    }
-
-    /// Opens a file for this user alone. Links are not followed, lest that user leads root astray.
-    fn open(&self, how: &mut OpenOptions, path: &Path) -> io::Result<File> {
-        let file = how.mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32).open(path)?;
-        fchown(&file, Some(self.uid), self.gid)?;
-        Ok(file)
-    }
-}
-
-/// The user id and group id, unless it is root by another name.
-fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    let line = passwd.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    // macOS writes the id of `nobody` as -2.
-    let id = |text: &str| text.parse().or_else(|_| text.parse().map(i32::cast_unsigned)).ok();
-    let mut fields = line.split(':').skip(1);
-    Some((id(fields.next()?)?, id(fields.next()?)?)).filter(|(uid, _)| *uid != 0)
-}
-
-async fn find_programs(
-    configured: Option<&Path>,
-    account: &Account,
-) -> Result<(PathBuf, u32), PostgresError> {
-    let bin_dir = match configured {
-        Some(dir) => server_dir(dir).ok_or_else(|| PostgresError::WrongBinDir(dir.to_owned()))?,
-        None => env::split_paths(&env::var_os("PATH").unwrap_or_default())
-            .find_map(|dir| server_dir(&dir))
-            .or_else(|| INSTALLED.iter().find_map(|(root, name)| newest_server_dir(root, name)))
-            .ok_or(PostgresError::NotInstalled)?,
-    };
-    let text = run(account.command(bin_dir.join("postgres")).arg("--version")).await?;
-    match major_version(&text) {
-        Some(version) if version >= OLDEST_VERSION => Ok((bin_dir, version)),
-        Some(_) | None => Err(PostgresError::WrongVersion(bin_dir, text.trim().to_owned())),
-    }
-}
-
-/// The folder that the programs really are in: PostgreSQL finds its other files from there.
-fn server_dir(dir: &Path) -> Option<PathBuf> {
-    let real = fs::canonicalize(dir.join("postgres")).ok()?.parent()?.to_owned();
-    (dir.join("initdb").is_file() && real.join("initdb").is_file()).then_some(real)
-}
-
-/// The `bin` of the highest version among subfolders such as `15` or `postgresql@15`.
-fn newest_server_dir(root: impl AsRef<Path>, prefix: &str) -> Option<PathBuf> {
-    let versions = fs::read_dir(root).ok()?.filter_map(|entry| {
-        let entry = entry.ok()?;
-        let name = entry.file_name();
-        let version = name.to_str()?.strip_prefix(prefix)?.trim_start_matches('@').parse();
-        Some((version.unwrap_or(0), server_dir(&entry.path().join("bin"))?))
-    });
-    versions.max_by_key(|(version, _): &(u32, _)| *version).map(|(_, dir)| dir)
-}
-
-/// 15 of `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`.
-fn major_version(text: &str) -> Option<u32> {
-    let version = text.split_once("(PostgreSQL) ")?.1;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn check_cluster_version(cluster: &Path, version: u32) -> Result<(), PostgresError> {
-    let path = cluster.join("PG_VERSION");
-    let made_by = fs::read_to_string(&path).map_err(io_error("read", &path))?.trim().to_owned();
-    if made_by.parse() == Ok(version) {
-        return Ok(());
-    }
-    Err(PostgresError::OtherVersion(cluster.to_owned(), made_by, version))
-}
-
-/// Makes the folder, or another one if the server's user cannot reach it.
-async fn prepare_folder(
-    options: &Options,
-    account: &Account,
-    progress: Progress<'_>,
-) -> Result<PathBuf, PostgresError> {
-    let wanted = resolve(&options.data_dir).map_err(io_error("make", &options.data_dir))?;
-    let mut probe = account.command("sh");
-    // Its parent exists: `resolve` made it.
-    probe.args(["-c", "cd -- \"$1\"", "sh"]).arg(wanted.parent().unwrap_or(&wanted));
-    if account.gid.is_none() || run(&mut probe).await.is_ok() {
-        // Here a link is the owner's, perhaps to a larger disk.
-        let folder = fs::canonicalize(&wanted).unwrap_or(wanted);
-        return take_folder(&folder, account).map(|()| folder);
-    }
-    // Not for lasting data: /var/tmp is tidied up by age, file by file.
-    let lasting = options.durable && Path::new("/var/lib").is_dir();
-    let folder = substitute_folder(if lasting { "/var/lib" } else { "/var/tmp" }, &wanted);
-    progress(&format!(
-        "user id {} runs PostgreSQL and cannot reach {}: its data is in {}",
-        account.uid,
-        wanted.display(),
-        folder.display()
-    ));
-    take_folder(&folder, account).map(|()| folder)
-}
-
-/// The same path whichever way the folder is named; its parents are made.
-fn resolve(folder: &Path) -> io::Result<PathBuf> {
-    let absolute = std::path::absolute(folder)?;
-    let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
-        return Err(ErrorKind::InvalidFilename.into());
-    };
-    fs::create_dir_all(parent)?;
-    Ok(fs::canonicalize(parent)?.join(name))
-}
-
-/// The same folder at each start (FNV-1a, because the hash of `std` may change).
-fn substitute_folder(base: &str, wanted: &Path) -> PathBuf {
-    let hash =
-        wanted.as_os_str().as_encoded_bytes().iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| {
-            (hash ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
-        });
-    Path::new(base).join(format!("crm-postgres-{hash:016x}"))
-}
-
-/// Makes sure of a folder for the server's user alone. An existing one is believed only if nobody
-/// else can have put it there, since /var/tmp is open to all, and changed only if it is empty.
-fn take_folder(folder: &Path, account: &Account) -> Result<(), PostgresError> {
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-            return Err(io_error("make", folder)(error));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    let found = fs::symlink_metadata(folder).map_err(io_error("read", folder))?;
-    if found.is_dir() && found.uid() == account.uid && found.mode() & 0o777 == 0o700 {
-        return Ok(());
-    }
-    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    if !found.is_dir() || found.uid() != geteuid().as_raw() || !is_empty() {
-        return Err(PostgresError::UnfitFolder(folder.to_owned(), account.uid));
-    }
-    fs::set_permissions(folder, Permissions::from_mode(0o700))
-        .and_then(|()| chown(folder, Some(account.uid), account.gid))
-        .map_err(io_error("take over", folder))
-}
-
-/// Stops the server of an earlier process that was killed.
-async fn stop_leftover(
-    cluster: &Path,
-    account: &Account,
-    progress: Progress<'_>,
-) -> Result<(), PostgresError> {
-    let lock_path = cluster.join("postmaster.pid");
-    let Ok(lock) = fs::read_to_string(&lock_path) else { return Ok(()) };
-    let (first, rest) = lock.split_once('\n').unwrap_or_default();
-    let pid = first.parse().unwrap_or(0);
-    if !is_postmaster(pid, cluster).await {
-        // PostgreSQL would respect this stale file if it is empty, or if its process id is another
-        // program's by now. It never respects its own parent's id, and still looks in the rest of
-        // the file for what it needs to find orphaned sessions.
-        return account
-            .open(OpenOptions::new().write(true).truncate(true), &lock_path)
-            .and_then(|mut file| write!(file, "{}\n{rest}", std::process::id()))
-            .map_err(io_error("write", &lock_path));
-    }
-    progress("stopping the PostgreSQL server that an earlier run left behind");
-    for (signal, patience) in SHUTDOWN {
-        send_signal(pid, signal);
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline {
-            sleep(POLL).await;
-            if !is_postmaster(pid, cluster).await {
-                return Ok(());
-            }
-        }
-    }
-    Err(PostgresError::DoesNotStop(pid, cluster.to_owned()))
-}
-
-/// Whether the process is the server of this cluster, not a later one with the same id.
-async fn is_postmaster(pid: u32, cluster: &Path) -> bool {
-    let command_line = if cfg!(target_os = "linux") {
-        fs::read(format!("/proc/{pid}/cmdline"))
-    } else {
-        let id = pid.to_string();
-        let ps = Command::new("ps").args(["-ww", "-o", "command=", "-p", &id]).output().await;
-        ps.map(|output| output.stdout)
-    };
-    let command_line = command_line.unwrap_or_default();
-    let command_line = String::from_utf8_lossy(&command_line).replace(['\0', '\n'], " ");
-    command_line.contains(&format!("postgres -D {} ", cluster.display()))
-}
-
-/// Makes the cluster under another name, so that half of one is never taken for it. That name is
-/// new: an initdb whose parent was killed may still be writing.
-async fn make_cluster(
-    cluster: &Path,
-    bin_dir: &Path,
-    options: &Options,
-    account: &Account,
-) -> Result<(), PostgresError> {
-    let folder = &options.data_dir;
-    remove_unfinished(folder);
-    let unfinished = folder.join(format!("unfinished-{}", std::process::id()));
-    let password = unfinished.with_extension("password");
-    account
-        .open(OpenOptions::new().write(true).create_new(true), &password)
-        .and_then(|mut file| file.write_all(options.superuser_password.expose_secret().as_bytes()))
-        .map_err(io_error("write", &password))?;
-    let mut initdb = account.command(bin_dir.join("initdb"));
-    initdb.args(["--username=postgres", "--auth=scram-sha-256", "--no-instructions"]);
-    // Text sorts by its bytes, on every machine and after every update of its C library. Case is
-    // Unicode's all the same, where C would know ASCII letters only.
-    initdb.args(["--encoding=UTF8", "--locale=C"]);
-    let macos = cfg!(target_os = "macos");
-    initdb.arg(if macos { "--lc-ctype=en_US.UTF-8" } else { "--lc-ctype=C.UTF-8" });
-    initdb.args((!options.durable).then_some("--no-sync"));
-    initdb.arg("--pwfile").arg(&password).arg("-D").arg(&unfinished);
-    let made = run(&mut initdb).await;
-    fs::remove_file(&password).map_err(io_error("remove", &password))?;
-    made?;
-    fs::rename(&unfinished, cluster)
-        .and_then(|()| if options.durable { File::open(folder)?.sync_all() } else { Ok(()) })
-        .map_err(io_error("make", cluster))
-}
-
-/// Removes what earlier attempts left, as far as nobody is writing there.
-fn remove_unfinished(folder: &Path) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if !entry.file_name().as_encoded_bytes().starts_with(b"unfinished-") {
-            continue;
-        }
-        // On a link to a folder it removes the link.
-        let removed = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
-        if let Err(error) = removed {
-            tracing::warn!(%error, path = %entry.path().display(), "cannot remove a leftover");
-        }
-    }
-}
-
 async fn run(command: &mut Command) -> Result<String, PostgresError> {
     let program = PathBuf::from(command.as_std().get_program());
     let ended = timeout(PROGRAM_LIMIT, command.output()).await;
@@ -584,82 +317,4 @@ fn io_error(
     path: impl AsRef<Path>,
 ) -> impl FnOnce(io::Error) -> PostgresError {
     move |source| PostgresError::Io(action, path.as_ref().to_owned(), source)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An empty folder that goes away.
-    struct Scratch(PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let name = format!("crm-postgres-test-{}-{name}", std::process::id());
-            let folder = env::temp_dir().join(name);
-            fs::create_dir_all(&folder).unwrap();
-            Self(fs::canonicalize(folder).unwrap())
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    #[test]
-    fn major_version_reads_releases_and_previews() {
-        assert_eq!(major_version("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"), Some(15));
-        assert_eq!(major_version("postgres (PostgreSQL) 19beta1\n"), Some(19));
-        assert_eq!(major_version("psql"), None);
-    }
-
-    #[test]
-    fn newest_server_dir_compares_numbers_and_skips_clients() {
-        let scratch = Scratch::new("newest");
-        for (version, programs) in [("9", 2), ("15", 2), ("16", 1)] {
-            let bin = scratch.0.join(version).join("bin");
-            fs::create_dir_all(&bin).unwrap();
-            for program in &["initdb", "postgres"][..programs] {
-                fs::write(bin.join(program), "").unwrap();
-            }
-        }
-
-        assert_eq!(newest_server_dir(&scratch.0, ""), Some(scratch.0.join("15/bin")));
-    }
-
-    #[test]
-    fn find_user_never_answers_root() {
-        let passwd = "postgres:x:0:0::/:/bin/sh\nnobody2:x:7:7::/:\nnobody:*:-2:9::/:/bin/false\n";
-
-        assert_eq!(find_user(passwd, "postgres"), None);
-        assert_eq!(find_user(passwd, "nobody"), Some((u32::MAX - 1, 9)));
-        assert_eq!(find_user(passwd, "absent"), None);
-    }
-
-    #[test]
-    fn substitute_folder_is_the_same_in_every_build() {
-        let folder = substitute_folder("/var/tmp", Path::new("/root/a/.crm/postgres"));
-
-        assert_eq!(folder, Path::new("/var/tmp/crm-postgres-d67ac1fdbbed6e25"));
-    }
-
-    #[test]
-    fn take_folder_refuses_links_and_folders_in_use() {
-        let scratch = Scratch::new("take");
-        let account = Account { uid: geteuid().as_raw(), gid: None };
-        let [fresh, used, link] = ["fresh", "used", "link"].map(|name| scratch.0.join(name));
-        fs::create_dir_all(used.join("photos")).unwrap();
-        std::os::unix::fs::symlink(&fresh, &link).unwrap();
-
-        take_folder(&fresh, &account).unwrap();
-        take_folder(&fresh, &account).unwrap();
-
-        assert_eq!(fs::metadata(&fresh).unwrap().mode() & 0o777, 0o700);
-        for unfit in [used, link] {
-            let refusal = take_folder(&unfit, &account);
-            assert!(matches!(refusal, Err(PostgresError::UnfitFolder(..))), "{refusal:?}");
-        }
-    }
 }

@@ -6,7 +6,7 @@
 CREATE TABLE platform.head (
     -- One row. It is the first lock of every write, so that revisions are
     -- gap-free and in the order of commits.
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     revision bigint NOT NULL CHECK (revision >= 0)
 ) WITH (
     -- Each write updates this row: room for its versions on its own page, and

@@ -14,4 +14,4 @@ mod tenant;
 
 pub use app::App;
 pub use config::{Account, ClusterAddress, Config};
-pub use seal::MasterKey;
+pub use seal::{MasterKey, SealError, new_secret, scram_verifier};

@@ -103,7 +103,11 @@ pub(crate) fn fingerprint(secret: &str) -> Vec<u8> {
 
 /// What PostgreSQL stores of a password (RFC 5803), so that the password
 /// itself is never sent.
-pub(crate) fn scram_verifier(password: &SecretString) -> Result<String, SealError> {
+///
+/// # Errors
+///
+/// When the machine has no random numbers.
+pub fn scram_verifier(password: &SecretString) -> Result<String, SealError> {
     let mut salt = [0; 16];
     rand::fill(&mut salt)?;
     let iterations =

@@ -7,6 +7,8 @@ use crm_auth::{AuthLayer, Verifier};
 use crm_clock::Clock;
 use crm_proto::rules::Rules;
 use http::{Request, Response};
+use prost::Message as _;
+use prost_types::FileDescriptorSet;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::{Routes, RoutesBuilder};
@@ -86,6 +88,13 @@ impl StackBuilder {
         self
     }
 
+    /// Names services that others serve, for reflection alone.
+    #[must_use]
+    pub fn listing(mut self, names: impl IntoIterator<Item = &'static str>) -> Self {
+        self.names.extend(names);
+        self
+    }
+
     /// Adds health and reflection, and puts the layers before everything.
     ///
     /// # Errors
@@ -103,8 +112,8 @@ impl StackBuilder {
         let health = HealthService::from_health_reporter(reporter.clone());
         self.routes.add_service(HealthServer::new(health));
         // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
-        self.routes.add_service(reflection(&self.names).build_v1()?);
-        self.routes.add_service(reflection(&self.names).build_v1alpha()?);
+        self.routes.add_service(reflection(&self.names)?.build_v1()?);
+        self.routes.add_service(reflection(&self.names)?.build_v1alpha()?);
         let stack = ServiceBuilder::new()
             // Outermost, so that every answer has an id, the project's form,
             // and a line in the log.
@@ -118,11 +127,24 @@ impl StackBuilder {
     }
 }
 
-/// Reflection over the services of one listener, and no others.
-fn reflection(names: &[&'static str]) -> tonic_reflection::server::Builder<'static> {
+/// Reflection over the services of one listener, and no others: files that
+/// define other services are left out.
+fn reflection(
+    names: &[&'static str],
+) -> Result<tonic_reflection::server::Builder<'static>, prost::DecodeError> {
+    let mut files = FileDescriptorSet::decode(crm_proto::FILE_DESCRIPTOR_SET)?;
+    files.file.retain(|file| {
+        let mut services = file.service.iter();
+        let is_named = |name: &str| {
+            names
+                .iter()
+                .any(|known| known.strip_prefix(file.package()) == Some(&format!(".{name}")))
+        };
+        file.service.is_empty() || services.any(|service| is_named(service.name()))
+    });
     let builder = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(crm_proto::FILE_DESCRIPTOR_SET)
+        .register_file_descriptor_set(files)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name("grpc.health.v1.Health");
-    names.iter().fold(builder, |builder, name| builder.with_service_name(*name))
+    Ok(names.iter().fold(builder, |builder, name| builder.with_service_name(*name)))
 }

@@ -1,5 +1,7 @@
 //! The log.
 
+use std::io::IsTerminal as _;
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
@@ -44,7 +46,10 @@ impl Telemetry {
     /// When the filter cannot be read.
     pub fn start(&self) -> Result<(), ParseError> {
         let filter = EnvFilter::builder().parse(&self.filter)?;
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_writer(std::io::stderr);
         // A second start, in a test, keeps the first log.
         let _started = match self.format {
             Format::Pretty => log.compact().try_init(),

@@ -16,7 +16,6 @@ use crate::config::Account;
 use crate::database::{Database, owned};
 use crate::seal::{MasterKey, SealError, fingerprint};
 
-pub use crate::seal::new_secret;
 use secrecy::ExposeSecret as _;
 
 /// Why there is no token.

@@ -1,0 +1,153 @@
+//! What a contact is, and its rules.
+
+use chrono::{DateTime, Utc};
+use crm_error::Violations;
+use email_address::EmailAddress;
+use serde_json::Value;
+use uuid::Uuid;
+
+/// Input to create a contact. Blank texts are absent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NewContact {
+    pub(crate) display_name: Option<String>,
+    pub(crate) email: Option<String>,
+    pub(crate) phone: Option<String>,
+    pub(crate) company: Option<String>,
+    pub(crate) position: Option<String>,
+    pub(crate) source: Option<String>,
+    pub(crate) metadata: Option<Value>,
+}
+
+/// A contact.
+#[derive(Clone, Debug)]
+pub(crate) struct Contact {
+    pub(crate) id: Uuid,
+    pub(crate) display_name: String,
+    pub(crate) email: Option<String>,
+    pub(crate) phone: Option<String>,
+    pub(crate) company: Option<String>,
+    pub(crate) position: Option<String>,
+    pub(crate) source: Option<String>,
+    pub(crate) metadata: Option<Value>,
+    pub(crate) create_time: DateTime<Utc>,
+    pub(crate) update_time: DateTime<Utc>,
+    pub(crate) delete_time: Option<DateTime<Utc>>,
+    /// The tenant's revision at which it was last changed.
+    pub(crate) revision: i64,
+}
+
+/// A contact as the change log has it: its public message without revision
+/// and etag, and the revision.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) after: Vec<u8>,
+    pub(crate) revision: i64,
+}
+
+impl NewContact {
+    /// Adds what the rules of a contact find wrong; fields are those of the
+    /// request.
+    pub(crate) fn check(&self, violations: &mut Violations) {
+        if self.display_name.is_none() {
+            violations.add("contact.display_name", "NOT_BLANK", "It must not be blank.");
+        }
+        if self.email.is_none() && self.phone.is_none() {
+            let text = "An email address or a phone number is needed.";
+            violations.add("contact.email", "UNREACHABLE", text);
+            violations.add("contact.phone", "UNREACHABLE", text);
+        }
+        if let Some(email) = &self.email
+            && !EmailAddress::is_valid(email)
+        {
+            violations.add("contact.email", "EMAIL", "An email address (RFC 5321).");
+        }
+        if let Some(phone) = &self.phone
+            && !is_phone(phone)
+        {
+            violations.add(
+                "contact.phone",
+                "PHONE",
+                "A phone number: 3 to 20 digits, with a leading `+`, blanks and `()-./` as people \
+                 write them.",
+            );
+        }
+    }
+}
+
+impl Contact {
+    /// A new contact. The caller has checked the input.
+    pub(crate) fn create(new: NewContact, id: Uuid, now: DateTime<Utc>) -> Self {
+        Self {
+            id,
+            display_name: new.display_name.unwrap_or_default(),
+            email: new.email,
+            phone: new.phone,
+            company: new.company,
+            position: new.position,
+            source: new.source,
+            metadata: new.metadata,
+            create_time: now,
+            update_time: now,
+            delete_time: None,
+            revision: 0,
+        }
+    }
+}
+
+fn is_phone(text: &str) -> bool {
+    let number = text.strip_prefix('+').unwrap_or(text);
+    let digits = number.chars().filter(char::is_ascii_digit).count();
+    (3..=20).contains(&digits)
+        && number.starts_with(|c: char| c.is_ascii_digit() || c == '(')
+        && number.chars().all(|c| c.is_ascii_digit() || " ()-./".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(new: &NewContact) -> Vec<(String, &'static str)> {
+        let mut violations = Violations::default();
+        new.check(&mut violations);
+        violations.into_vec().into_iter().map(|v| (v.field, v.reason)).collect()
+    }
+
+    fn named(email: Option<&str>, phone: Option<&str>) -> NewContact {
+        NewContact {
+            display_name: Some("Ada".to_owned()),
+            email: email.map(str::to_owned),
+            phone: phone.map(str::to_owned),
+            ..NewContact::default()
+        }
+    }
+
+    #[test]
+    fn a_contact_needs_a_name_and_an_address_and_hears_of_both_at_once() {
+        let found = faults(&NewContact::default());
+
+        let fields: Vec<_> = found.iter().map(|(field, _)| field.as_str()).collect();
+        assert_eq!(fields, ["contact.display_name", "contact.email", "contact.phone"]);
+    }
+
+    #[test]
+    fn either_address_suffices_and_each_is_checked() {
+        assert_eq!(faults(&named(Some("ada@example.com"), None)), []);
+        assert_eq!(faults(&named(None, Some("+44 (0)20 7946-0958"))), []);
+        for email in
+            ["ada", "@example.com", "ada@", "a b@example.com", "ada@example.com,bob@example.com"]
+        {
+            assert_eq!(
+                faults(&named(Some(email), None)),
+                [("contact.email".to_owned(), "EMAIL")],
+                "{email}"
+            );
+        }
+        for phone in ["12", "phone", "+", "1+23", "1234567890123456789012", "-123"] {
+            assert_eq!(
+                faults(&named(None, Some(phone))),
+                [("contact.phone".to_owned(), "PHONE")],
+                "{phone}"
+            );
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a message is, and its rules.
+
+use chrono::{DateTime, Utc};
+use crm_error::Violations;
+pub(crate) use crm_proto::messaging::v1::message::SenderType;
+use uuid::Uuid;
+
+/// The most text in one page, in bytes: many clients take no answer of more
+/// than 4 MiB. A page with more ends earlier.
+pub(crate) const MAX_PAGE_BYTES: i64 = 1024 * 1024;
+
+/// Input to send a message.
+#[derive(Clone, Debug)]
+pub(crate) struct NewMessage {
+    pub(crate) conversation_id: Uuid,
+    pub(crate) sender_type: SenderType,
+    pub(crate) content: String,
+}
+
+/// A message.
+#[derive(Clone, Debug)]
+pub(crate) struct Message {
+    pub(crate) id: Uuid,
+    pub(crate) conversation_id: Uuid,
+    pub(crate) sender_type: SenderType,
+    /// The resource name of who said it. Of a contact it is known only in the
+    /// conversation.
+    pub(crate) sender_id: String,
+    pub(crate) content: String,
+    pub(crate) create_time: DateTime<Utc>,
+    /// The tenant's revision; in a conversation, the order of messages.
+    pub(crate) revision: i64,
+}
+
+/// A message as the change log has it: its public message without revision
+/// and etag, and the revision.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) after: Vec<u8>,
+    pub(crate) revision: i64,
+}
+
+/// A page of messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) messages: Vec<Message>,
+    /// The tenant's revision at page one.
+    pub(crate) revision: i64,
+    /// Whether another page follows.
+    pub(crate) more: bool,
+}
+
+impl NewMessage {
+    /// Adds what the rules of a message find wrong; fields are those of the
+    /// request.
+    pub(crate) fn check(content: &str, violations: &mut Violations) {
+        if content.trim().is_empty() {
+            violations.add("message.content", "NOT_BLANK", "It must not be blank.");
+        }
+    }
+}
+
+impl Message {
+    /// A new message of a caller. The caller has checked the input.
+    pub(crate) fn create(new: NewMessage, caller: &str, id: Uuid, now: DateTime<Utc>) -> Self {
+        // Nobody speaks in another's name: the sender is the caller, or the
+        // conversation's contact, whom the store fills in.
+        let sender_id = match new.sender_type {
+            SenderType::Contact => String::new(),
+            SenderType::Unspecified | SenderType::User | SenderType::System => caller.to_owned(),
+        };
+        Self {
+            id,
+            conversation_id: new.conversation_id,
+            sender_type: new.sender_type,
+            sender_id,
+            content: new.content,
+            create_time: now,
+            revision: 0,
+        }
+    }
+}
+
+/// A stored sender type.
+pub(crate) fn sender_type(stored: i16) -> SenderType {
+    SenderType::try_from(i32::from(stored)).unwrap_or_default()
+}

@@ -1,0 +1,258 @@
+//! All SQL of messages.
+
+use chrono::{DateTime, Utc};
+use crm_proto::messaging::v1::conversation::State;
+use crm_service::page::Cursor;
+use crm_service::repeat::RequestKey;
+use crm_tenancy::{StoreError, TenantSession};
+use futures_util::FutureExt as _;
+use prost::Message as _;
+use sqlx::{FromRow, PgConnection};
+use uuid::Uuid;
+
+use super::error::MessageError;
+use super::model::{MAX_PAGE_BYTES, Message, Page, Recorded, SenderType, sender_type};
+use crate::conversation::Conversation;
+use crate::grpc::convert::{recorded_conversation, recorded_message};
+
+#[derive(FromRow)]
+struct ConversationRow {
+    contact_id: Uuid,
+    state: i16,
+    last_message_time: Option<DateTime<Utc>>,
+    create_time: DateTime<Utc>,
+    delete_time: Option<DateTime<Utc>>,
+}
+
+/// One line of a page. A page without messages is one line without one.
+#[derive(FromRow)]
+struct PageRow {
+    head_revision: i64,
+    conversation_is_known: bool,
+    conversation_is_deleted: bool,
+    total: i64,
+    message_id: Option<Uuid>,
+    sender_type: Option<i16>,
+    sender_id: Option<String>,
+    content: Option<String>,
+    create_time: Option<DateTime<Utc>>,
+    revision: Option<i64>,
+}
+
+/// Inserts a message and moves its conversation; or answers what the same
+/// request did before.
+///
+/// A transaction, not a statement: what is recorded of the conversation
+/// depends on what stands there, and only behind the head's lock does that
+/// stand still. So any number of senders may write to one conversation.
+#[tracing::instrument(name = "db.message.insert", skip_all, fields(message.id = %message.id))]
+pub(super) async fn insert(
+    session: &mut TenantSession,
+    message: Message,
+    actor: &str,
+    key: &RequestKey,
+) -> Result<Recorded, MessageError> {
+    let (actor, key) = (actor.to_owned(), key.clone());
+    session
+        .transaction(move |connection| {
+            async move { insert_in(connection, message, &actor, &key).await }.boxed()
+        })
+        .await
+}
+
+async fn insert_in(
+    connection: &mut PgConnection,
+    mut message: Message,
+    actor: &str,
+    key: &RequestKey,
+) -> Result<Recorded, MessageError> {
+    let (revision, is_new): (i64, bool) = sqlx::query_as(
+        "SELECT revision, is_new FROM platform.begin_write($1, 'CreateMessage', $2, $3)",
+    )
+    .bind(key.id)
+    .bind(actor)
+    .bind(&key.hash)
+    .fetch_one(&mut *connection)
+    .await
+    .map_err(StoreError::from)?;
+    if !is_new {
+        return replay(connection, revision, actor).await;
+    }
+    let mut conversation = open_conversation(connection, message.conversation_id).await?;
+    if message.sender_type == SenderType::Contact {
+        message.sender_id = format!("contacts/{}", conversation.contact_id);
+    }
+    let last = conversation.last_message_time.max(Some(message.create_time));
+    conversation.last_message_time = last;
+    conversation.update_time = message.create_time.max(conversation.update_time);
+    record(connection, &message, &conversation, revision, actor).await
+}
+
+/// The conversation that a message is added to.
+async fn open_conversation(
+    connection: &mut PgConnection,
+    id: Uuid,
+) -> Result<Conversation, MessageError> {
+    let row: Option<ConversationRow> = sqlx::query_as(
+        "SELECT contact_id, state, last_message_time, create_time, delete_time
+         FROM messaging.conversations
+         WHERE conversation_id = $1",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await
+    .map_err(StoreError::from)?;
+    let row = row.ok_or(MessageError::ConversationNotFound(id))?;
+    let state = State::try_from(i32::from(row.state)).unwrap_or_default();
+    if row.delete_time.is_some() {
+        return Err(MessageError::ConversationDeleted(id));
+    }
+    if state == State::Closed {
+        return Err(MessageError::ConversationClosed(id));
+    }
+    Ok(Conversation {
+        id,
+        contact_id: row.contact_id,
+        state,
+        last_message_time: row.last_message_time,
+        create_time: row.create_time,
+        update_time: row.create_time,
+        delete_time: None,
+        revision: 0,
+        messages: Vec::new(),
+    })
+}
+
+async fn record(
+    connection: &mut PgConnection,
+    message: &Message,
+    conversation: &Conversation,
+    revision: i64,
+    actor: &str,
+) -> Result<Recorded, MessageError> {
+    let after: Vec<u8> = sqlx::query_scalar(
+        r"
+            WITH inserted AS (
+                INSERT INTO messaging.messages (
+                    message_id, conversation_id, sender_type, sender_id, content, create_time,
+                    revision
+                )
+                VALUES ($1, $2, $3, $4, $5, $6, $7)
+                RETURNING 'conversations/' || $2 || '/messages/' || message_id AS name
+            ), moved AS (
+                UPDATE messaging.conversations
+                SET last_message_time = $8, update_time = $9, revision = $7
+                WHERE conversation_id = $2
+                RETURNING 'conversations/' || conversation_id AS name
+            )
+            SELECT platform.end_write($7, true, 0::smallint, inserted.name, 3::smallint, $10, $11)
+                 , platform.end_write($7, true, 1::smallint, moved.name, 2::smallint, $10, $12)
+            FROM inserted, moved
+        ",
+    )
+    .bind(message.id)
+    .bind(message.conversation_id)
+    .bind(message.sender_type as i16)
+    .bind(&message.sender_id)
+    .bind(&message.content)
+    .bind(message.create_time)
+    .bind(revision)
+    .bind(conversation.last_message_time)
+    .bind(conversation.update_time)
+    .bind(actor)
+    .bind(recorded_message(message.clone()).encode_to_vec())
+    .bind(recorded_conversation(conversation.clone()).encode_to_vec())
+    .fetch_one(connection)
+    .await
+    .map_err(StoreError::from)?;
+    Ok(Recorded { after, revision })
+}
+
+/// What the same request did before.
+async fn replay(
+    connection: &mut PgConnection,
+    revision: i64,
+    actor: &str,
+) -> Result<Recorded, MessageError> {
+    let after: Vec<u8> = sqlx::query_scalar(
+        "SELECT platform.end_write($1, false, 0::smallint, NULL, 3::smallint, $2, NULL)",
+    )
+    .bind(revision)
+    .bind(actor)
+    .fetch_one(connection)
+    .await
+    .map_err(StoreError::from)?;
+    Ok(Recorded { after, revision })
+}
+
+/// One page, and the revision of just these rows: one statement.
+#[tracing::instrument(name = "db.message.list", skip_all, fields(conversation.id = %conversation_id))]
+pub(super) async fn list(
+    session: &mut TenantSession,
+    conversation_id: Uuid,
+    page_size: i64,
+    cursor: Option<Cursor<i64>>,
+) -> Result<Page, MessageError> {
+    let after = cursor.as_ref().map_or(0, |cursor| cursor.after);
+    let rows: Vec<PageRow> = sqlx::query_as(
+        r"
+            WITH head AS (
+                SELECT platform.revision() AS head_revision
+                     , c.conversation_id IS NOT NULL AS conversation_is_known
+                     , c.delete_time IS NOT NULL AS conversation_is_deleted
+                FROM (VALUES (true)) AS one
+                LEFT JOIN messaging.conversations AS c ON c.conversation_id = $1
+            ), page AS (
+                SELECT m.*
+                     , sum(octet_length(m.content)) OVER (ORDER BY m.revision) AS bytes
+                FROM messaging.messages AS m
+                WHERE m.conversation_id = $1 AND m.revision > $2
+                ORDER BY m.revision
+                LIMIT $3
+            )
+            SELECT head.*
+                 , (SELECT count(*) FROM page) AS total
+                 , kept.message_id
+                 , kept.sender_type
+                 , kept.sender_id
+                 , kept.content
+                 , kept.create_time
+                 , kept.revision
+            FROM head
+            LEFT JOIN (SELECT * FROM page WHERE bytes - octet_length(content) < $4) AS kept ON true
+            ORDER BY kept.revision
+        ",
+    )
+    .bind(conversation_id)
+    .bind(after)
+    .bind(page_size + 1)
+    .bind(MAX_PAGE_BYTES)
+    .fetch_all(session.connection())
+    .await
+    .map_err(StoreError::from)?;
+    let Some(head) = rows.first().filter(|row| row.conversation_is_known) else {
+        return Err(MessageError::ConversationNotFound(conversation_id));
+    };
+    if head.conversation_is_deleted {
+        return Err(MessageError::ConversationDeleted(conversation_id));
+    }
+    let (revision, total) = (head.head_revision, head.total);
+    let revision = cursor.map_or(revision, |cursor| cursor.revision);
+    let asked = usize::try_from(page_size).unwrap_or(usize::MAX);
+    let messages: Vec<_> =
+        rows.into_iter().filter_map(|row| message(row, conversation_id)).take(asked).collect();
+    let more = total > messages.len() as i64;
+    Ok(Page { messages, revision, more })
+}
+
+fn message(row: PageRow, conversation_id: Uuid) -> Option<Message> {
+    Some(Message {
+        id: row.message_id?,
+        conversation_id,
+        sender_type: sender_type(row.sender_type?),
+        sender_id: row.sender_id?,
+        content: row.content?,
+        create_time: row.create_time?,
+        revision: row.revision?,
+    })
+}

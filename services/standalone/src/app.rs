@@ -1,0 +1,285 @@
+//! The whole suite in one process, wired: each paragraph is a part, in the
+//! order of need. `crm start` and the tests go through it alike.
+
+use std::error::Error;
+use std::net::SocketAddr;
+
+use crm_auth::{Audience, INTERNAL_SERVICE, PLATFORM_OPERATOR, Verifier};
+use crm_clock::Clock;
+use crm_service::{Edge, Health, Stack, StackBuilder, bind, serve};
+use crm_tenancy::{RegistryEndpoints, TenantSessions};
+use crm_tenant_registry as registry;
+use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
+use http::HeaderValue;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::data::Secrets;
+
+/// The account of whoever holds the data folder.
+pub const LOCAL_OPERATOR: &str = "serviceAccounts/00000000-0000-7000-8000-000000000001";
+/// How many sessions one process of a service may hold for one tenant.
+const SESSION_CAP: u32 = 10;
+/// How long the registry may take to stop once nobody needs it.
+const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// Sets a cluster up; operators run the same file with psql.
+const CLUSTER_SETUP: &str = include_str!("../../../deploy/postgres/cluster-setup.sql");
+
+/// Where each listener is.
+#[derive(Clone, Copy, Debug)]
+pub struct Addresses {
+    /// The tenant-registry.
+    pub registry: SocketAddr,
+    /// Contacts.
+    pub contacts: SocketAddr,
+    /// Messaging.
+    pub messaging: SocketAddr,
+    /// Leases, for the services alone.
+    pub internal: SocketAddr,
+    /// The edge.
+    pub edge: SocketAddr,
+}
+
+/// What the suite is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A superuser of the cluster.
+    pub superuser: PgConnectOptions,
+    /// The installation's secrets.
+    pub secrets: Secrets,
+    /// Where to listen; port 0 takes a free one.
+    pub addresses: Addresses,
+    /// The origins that browsers may call the edge from.
+    pub edge_origins: Vec<HeaderValue>,
+    /// The most database sessions of each data service.
+    pub session_budget: usize,
+}
+
+/// The suite, serving.
+#[derive(Debug)]
+pub struct Suite {
+    /// Where each listener is.
+    pub addresses: Addresses,
+    healths: Vec<Health>,
+    sessions: Vec<TenantSessions>,
+    /// Edge and data services: they stop first.
+    front: JoinSet<Result<(), tonic::transport::Error>>,
+    /// The registry, which they need to the end.
+    back: JoinSet<Result<(), tonic::transport::Error>>,
+    stop_back: CancellationToken,
+}
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// What the registry is told by the suite.
+pub(crate) fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> registry::Config {
+    let service = |name: &str, secret| Account {
+        name: format!("services/{name}"),
+        display_name: name.to_owned(),
+        role: INTERNAL_SERVICE,
+        secret,
+    };
+    registry::Config {
+        cluster: ClusterAddress {
+            id: "local".to_owned(),
+            host: superuser.get_host().to_owned(),
+            port: superuser.get_port(),
+        },
+        password: secrets.registry.clone(),
+        master_key: secrets.master_key.clone(),
+        accounts: vec![
+            Account {
+                name: LOCAL_OPERATOR.to_owned(),
+                display_name: "local operator".to_owned(),
+                role: PLATFORM_OPERATOR,
+                secret: secrets.operator.clone(),
+            },
+            service(crm_contacts::app::SERVICE, secrets.contacts.clone()),
+            service(crm_messaging::app::SERVICE, secrets.messaging.clone()),
+        ],
+        session_cap: SESSION_CAP,
+    }
+}
+
+impl Suite {
+    /// Starts everything, and serves until `shutdown`.
+    ///
+    /// # Errors
+    ///
+    /// When a port is taken, or PostgreSQL does not answer or refuses.
+    pub async fn start(
+        config: Config,
+        clock: Clock,
+        shutdown: CancellationToken,
+    ) -> Result<Self, Failure> {
+        // Every port first: a port that is taken is said before any work.
+        let (listeners, addresses) = Listeners::bind(&config.addresses).await?;
+
+        // The cluster, and the registry in it.
+        set_up_cluster(&config).await?;
+        let registry = registry_config(&config.superuser, &config.secrets);
+        let registry = registry::App::start(registry, clock.clone()).await?;
+        let stop_back = CancellationToken::new();
+        let mut back = JoinSet::new();
+        let serve_back =
+            |stack: &Stack, listener| serve(listener, stack.clone(), false, stop_back.clone());
+        back.spawn(serve_back(&registry.public, listeners.registry));
+        back.spawn(serve_back(&registry.internal, listeners.internal));
+
+        // The data services, which reach the registry as they would anywhere.
+        let endpoints = RegistryEndpoints {
+            public: format!("http://{}", addresses.registry),
+            internal: format!("http://{}", addresses.internal),
+        };
+        let contacts = crm_contacts::Config {
+            registry: endpoints.clone(),
+            secret: config.secrets.contacts.clone(),
+            session_budget: config.session_budget,
+        };
+        let contacts = crm_contacts::App::start(contacts, clock.clone()).await?;
+        let messaging = crm_messaging::Config {
+            registry: endpoints,
+            secret: config.secrets.messaging.clone(),
+            session_budget: config.session_budget,
+        };
+        let messaging = crm_messaging::App::start(messaging, clock.clone()).await?;
+        let mut front = JoinSet::new();
+        front.spawn(serve(listeners.contacts, contacts.stack.clone(), false, shutdown.clone()));
+        front.spawn(serve(listeners.messaging, messaging.stack.clone(), false, shutdown.clone()));
+
+        // The edge: an allow-list over the same stacks.
+        let (edge, edge_health) =
+            edge(&registry.public, &contacts.stack, &messaging.stack, config.edge_origins, clock)?;
+        front.spawn(serve(listeners.edge, edge, true, shutdown));
+
+        let healths = vec![
+            registry.public_health,
+            registry.internal_health,
+            contacts.health,
+            messaging.health,
+            edge_health,
+        ];
+        for health in &healths {
+            health.set(false).await;
+        }
+        Ok(Self {
+            addresses,
+            healths,
+            sessions: vec![contacts.sessions, messaging.sessions],
+            front,
+            back,
+            stop_back,
+        })
+    }
+
+    /// Says to health checks that everything serves.
+    pub async fn ready(&self) {
+        for health in &self.healths {
+            health.set(true).await;
+        }
+    }
+
+    /// Serves until the shutdown, then lets calls finish.
+    ///
+    /// # Errors
+    ///
+    /// When a listener fails.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Failure> {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            Some(ended) = self.front.join_next() => ended??,
+            Some(ended) = self.back.join_next() => ended??,
+        }
+        shutdown.cancel();
+        // Health checks fail first, so that nobody sends new calls.
+        for health in self.healths {
+            health.close().await;
+        }
+        while let Some(ended) = self.front.join_next().await {
+            ended??;
+        }
+        for sessions in &self.sessions {
+            sessions.drain().await;
+        }
+        self.stop_back.cancel();
+        let stopped = async {
+            while let Some(ended) = self.back.join_next().await {
+                ended??;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(REGISTRY_DRAIN, stopped).await.unwrap_or(Ok(()))
+    }
+}
+
+struct Listeners {
+    registry: TcpListener,
+    contacts: TcpListener,
+    messaging: TcpListener,
+    internal: TcpListener,
+    edge: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(at: &Addresses) -> Result<(Self, Addresses), std::io::Error> {
+        const BASE: &str = "--port-base (CRM_PORT_BASE)";
+        let listeners = Self {
+            registry: bind(at.registry, "tenant-registry", BASE).await?,
+            contacts: bind(at.contacts, "contacts", BASE).await?,
+            messaging: bind(at.messaging, "messaging", BASE).await?,
+            internal: bind(at.internal, "tenant-registry (leases)", BASE).await?,
+            edge: bind(at.edge, "the edge", "--edge-port (CRM_EDGE_PORT)").await?,
+        };
+        let addresses = Addresses {
+            registry: listeners.registry.local_addr()?,
+            contacts: listeners.contacts.local_addr()?,
+            messaging: listeners.messaging.local_addr()?,
+            internal: listeners.internal.local_addr()?,
+            edge: listeners.edge.local_addr()?,
+        };
+        Ok((listeners, addresses))
+    }
+}
+
+async fn set_up_cluster(config: &Config) -> Result<(), Failure> {
+    let mut session = PgConnection::connect_with(&config.superuser).await?;
+    sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await?;
+    // A verifier has no character that would end the literal.
+    let verifier = scram_verifier(&config.secrets.registry)?;
+    let statement = format!("ALTER ROLE crm_registry PASSWORD '{verifier}'");
+    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await?;
+    session.close().await?;
+    Ok(())
+}
+
+fn edge(
+    registry: &Stack,
+    contacts: &Stack,
+    messaging: &Stack,
+    origins: Vec<HeaderValue>,
+    clock: Clock,
+) -> Result<(Stack, Health), Failure> {
+    let public = [
+        ("crm.registry.v1.TenantService", registry),
+        ("crm.identity.v1.AuthService", registry),
+        ("crm.contacts.v1.ContactService", contacts),
+        ("crm.messaging.v1.ConversationService", messaging),
+        ("crm.messaging.v1.MessageService", messaging),
+    ];
+    // The edge's own methods are public; it verifies nothing for others.
+    let nobody = Verifier::new(Audience::Public, clock.clone());
+    let names = public.map(|(name, _)| name);
+    let (own, health) = StackBuilder::default().listing(names).build("edge", nobody, clock)?;
+    let own = [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+    .map(|name| (name, own.clone()));
+    let public = public.map(|(name, stack)| (name, stack.clone()));
+    let edge = Edge::new(public.into_iter().chain(own)).into_service(origins);
+    Ok((edge, health))
+}

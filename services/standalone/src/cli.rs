@@ -1,0 +1,131 @@
+//! The command line. Every option has a variable; the option wins.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use crm_service::{EXIT_USAGE, Telemetry, run};
+use http::HeaderValue;
+use secrecy::SecretString;
+
+use crate::app::Addresses;
+use crate::{health, start, token};
+
+/// A multi-tenant CRM backend: all services in one process
+#[derive(Debug, Parser)]
+#[command(name = "crm", version, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    options: Options,
+    #[command(flatten)]
+    telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Start PostgreSQL and every service, until Ctrl-C (the default)
+    Start,
+    /// Wait until everything serves; exit with 0 then, and with 1 if it does not
+    Health {
+        /// How long to wait, in seconds; 0 looks once
+        #[arg(long, default_value_t = 60)]
+        timeout: u64,
+    },
+    /// Print one access token and nothing else: the local operator's
+    Token {
+        /// That of an administrator of this tenant instead
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+    },
+}
+
+/// What every subcommand may be told.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// The port that others follow from: registry +1, contacts +2, messaging +3, PostgreSQL +20, leases +21
+    #[arg(long, env = "CRM_PORT_BASE", value_name = "PORT", default_value_t = 50050, global = true,
+          value_parser = clap::value_parser!(u16).range(1024..=65_500))]
+    pub port_base: u16,
+    /// The port of the edge, which browsers use
+    #[arg(long, env = "CRM_EDGE_PORT", value_name = "PORT", default_value_t = 8080, global = true,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub edge_port: u16,
+    /// The folder for the database and its keys
+    #[arg(long, env = "CRM_DATA_DIR", value_name = "DIR", default_value = ".crm", global = true)]
+    pub data_dir: PathBuf,
+    /// The folder of PostgreSQL's programs; by default they are looked for
+    #[arg(long, env = "CRM_POSTGRES_BIN", value_name = "DIR", global = true)]
+    pub postgres_bin: Option<PathBuf>,
+    /// A PostgreSQL to use instead of a private one: the URL of a superuser
+    #[arg(
+        long,
+        env = "CRM_DATABASE_URL",
+        value_name = "URL",
+        global = true,
+        hide_env_values = true
+    )]
+    pub database_url: Option<SecretString>,
+    /// The origins that browsers may call the edge from
+    #[arg(
+        long,
+        env = "CRM_EDGE_ORIGINS",
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        global = true,
+        default_value = "http://localhost:5173,http://127.0.0.1:5173"
+    )]
+    pub edge_origins: Vec<HeaderValue>,
+}
+
+impl Options {
+    /// The address of each listener.
+    pub fn addresses(&self) -> Addresses {
+        let at = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Addresses {
+            registry: at(self.port_base + 1),
+            contacts: at(self.port_base + 2),
+            messaging: at(self.port_base + 3),
+            internal: at(self.port_base + 21),
+            edge: at(self.edge_port),
+        }
+    }
+
+    /// The port of the private PostgreSQL.
+    pub fn postgres_port(&self) -> u16 {
+        self.port_base + 20
+    }
+}
+
+impl Cli {
+    /// Reads the command line; a mistake in it ends the process with 64.
+    pub fn parse_or_exit_usage() -> Self {
+        let matches = Self::command().try_get_matches();
+        match matches.and_then(|matches| Self::from_arg_matches(&matches)) {
+            Ok(cli) => cli,
+            Err(error) => {
+                // Where standard error is closed there is nobody to tell.
+                let _told = error.print();
+                let code = if error.use_stderr() { i32::from(EXIT_USAGE) } else { 0 };
+                std::process::exit(code)
+            }
+        }
+    }
+
+    /// Does what the command line says.
+    pub fn run(self) -> ExitCode {
+        let options = self.options;
+        run(&self.telemetry, |shutdown| async move {
+            match self.command.unwrap_or(Command::Start) {
+                Command::Start => start::start(options, shutdown).await,
+                Command::Health { timeout } => {
+                    health::wait(&options.addresses(), Duration::from_secs(timeout)).await
+                }
+                Command::Token { tenant } => token::print(options, tenant.as_deref()).await,
+            }
+        })
+    }
+}

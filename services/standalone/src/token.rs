@@ -1,0 +1,36 @@
+//! `crm token`.
+
+use std::error::Error;
+use std::io::Write as _;
+
+use crm_clock::Clock;
+use crm_tenant_registry::app::identity;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::app::{LOCAL_OPERATOR, registry_config};
+use crate::cli::Options;
+use crate::data::DataDir;
+use crate::start::superuser;
+
+/// Prints one access token and nothing else. It needs no permission but the
+/// keys in the data folder.
+///
+/// # Errors
+///
+/// When nothing runs with this data folder, or there is no such tenant.
+pub(crate) async fn print(
+    options: Options,
+    tenant: Option<&str>,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let secrets = DataDir::open(&options.data_dir)?.secrets()?;
+    let private =
+        || PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(options.postgres_port());
+    let cluster = superuser(&options)?.unwrap_or_else(private);
+    let identity = identity(&registry_config(&cluster, &secrets), Clock::default()).await?;
+    let issued = match tenant {
+        Some(slug) => identity.tenant_token(LOCAL_OPERATOR, slug).await?,
+        None => identity.account_token(LOCAL_OPERATOR).await?,
+    };
+    writeln!(std::io::stdout(), "{}", issued.token)?;
+    Ok(())
+}
