@@ -75,7 +75,7 @@ pub struct Suite {
 type Failure = Box<dyn Error + Send + Sync>;
 
 /// What the registry is told by the suite.
-pub(crate) fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> registry::Config {
+pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> registry::Config {
     let service = |name: &str, secret| Account {
         name: format!("services/{name}"),
         display_name: name.to_owned(),

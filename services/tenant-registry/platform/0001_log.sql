@@ -117,23 +117,25 @@ AS $$
 DECLARE
     stored bytea;
 BEGIN
-    IF NOT is_new THEN
-        SELECT c.after INTO STRICT stored
-        FROM platform.changes AS c
-        WHERE c.revision = end_write.revision AND c.ordinal = end_write.ordinal;
-        RETURN stored;
-    END IF;
-    IF after IS NULL OR name IS NULL THEN
-        RAISE EXCEPTION 'the resource changed meanwhile' USING ERRCODE = 'CR002';
-    END IF;
-    -- A login is of one service (t_<tenant>_<service>_g<n>) and records what
-    -- is that service's own.
+    -- A login is of one service (t_<tenant>_<service>_g<n>), and records and
+    -- reads back what is that service's own.
     IF NOT EXISTS (
         SELECT FROM platform.resource_types AS t
         WHERE t.kind = end_write.kind
             AND t.service = substring(session_user FROM '^t_[0-9a-f]{32}_([a-z]+)_g[0-9]+$')
     ) THEN
         RAISE EXCEPTION 'not a resource of this service' USING ERRCODE = '42501';
+    END IF;
+    IF NOT is_new THEN
+        SELECT c.after INTO STRICT stored
+        FROM platform.changes AS c
+        WHERE c.revision = end_write.revision
+            AND c.ordinal = end_write.ordinal
+            AND c.kind = end_write.kind;
+        RETURN stored;
+    END IF;
+    IF after IS NULL OR name IS NULL THEN
+        RAISE EXCEPTION 'the resource changed meanwhile' USING ERRCODE = 'CR002';
     END IF;
     INSERT INTO platform.changes (revision, ordinal, kind, name, actor, after)
     VALUES (end_write.revision, end_write.ordinal, end_write.kind, end_write.name,

@@ -1,1 +1,14 @@
+//! What tests need: the real suite on a real PostgreSQL, a tenant for each
+//! test, and clients.
+//!
+//! One PostgreSQL serves the whole run: the first test program starts it, and
+//! a keeper stops it when the last is gone. Each test program serves the suite
+//! on free ports; each test makes a tenant, and so has a database of its own.
 
+mod client;
+mod server;
+mod tenant;
+
+pub use client::{Client, code_and_reason, field_faults, reason};
+pub use server::{Replica, Server, server};
+pub use tenant::Tenant;

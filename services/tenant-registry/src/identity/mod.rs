@@ -66,6 +66,7 @@ impl From<IdentityError> for ApiError {
 
 /// A token and when it expires.
 #[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "a token never shows")]
 pub struct AccessToken {
     /// The token.
     pub token: String,
@@ -177,7 +178,12 @@ impl Identity {
         self.issue(name.to_owned(), vec![TENANT_ADMIN.to_owned()], Some(tenant))
     }
 
-    fn issue(
+    /// A token, for whoever holds the master key.
+    ///
+    /// # Errors
+    ///
+    /// When there is no key.
+    pub fn issue(
         &self,
         sub: String,
         roles: Vec<String>,

@@ -1,0 +1,791 @@
+#!/usr/bin/env python3
+"""Proves the whole story from outside, with real clients, on a `crm start` of its own.
+
+The README's tour runs as it stands, with grpcurl. Then Python tells the same
+story with what the servers say of themselves, without generated code, and
+looks at what a tour does not show: repeats at the same moment, what the edge
+must not answer, browsers, stopping, starting again, and what is left.
+
+    pip install -r .ci/requirements.txt
+    .ci/story.py --crm target/debug/crm
+
+It uses the default ports, because the README does, and a temporary folder.
+The last line says how many checks passed and failed.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HOW_TO_INSTALL = "`pip install -r .ci/requirements.txt` installs it"
+try:
+    import grpc
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from google.protobuf.message_factory import GetMessageClass
+    from google.rpc import error_details_pb2
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+        ProtoReflectionDescriptorDatabase,
+    )
+    from grpc_status import rpc_status
+except ImportError as missing:
+    sys.exit(f"Python lacks {missing.name}: {HOW_TO_INSTALL}")
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE = 50051, 50052, 50053, 50070, 50071, 8080
+PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE)
+ORIGIN, FOREIGN_ORIGIN = "http://localhost:5173", "http://localhost:5174"
+
+START_LIMIT = 120
+STOP_LIMIT = 10
+CALL_LIMIT = 30
+AT_ONCE = 20
+
+TENANTS = "crm.registry.v1.TenantService"
+LEASE_SERVICE = "crm.registry.v1.LeaseService"
+AUTH = "crm.identity.v1.AuthService"
+CONTACT_SERVICE = "crm.contacts.v1.ContactService"
+CONVERSATIONS = "crm.messaging.v1.ConversationService"
+MESSAGES = "crm.messaging.v1.MessageService"
+
+
+class Broken(Exception):
+    """Something without which the story cannot go on."""
+
+
+class Report:
+    """Counts checks, and says each as it is made."""
+
+    def __init__(self):
+        self.passed = 0
+        self.failed = 0
+
+    def check(self, claim, holds, saw=""):
+        """Counts one check; `saw` helps where it fails."""
+        if holds:
+            self.passed += 1
+            print(f"ok    {claim}", flush=True)
+        else:
+            self.failed += 1
+            print(f"FAIL  {claim}" + (f"\n      saw: {saw}" if saw != "" else ""), flush=True)
+
+    def equal(self, claim, actual, expected):
+        """Counts a check that two values are equal."""
+        self.check(claim, actual == expected, f"{actual!r} instead of {expected!r}")
+
+
+# --- The server ---
+
+
+class Server:
+    """The program `crm` with one data folder."""
+
+    def __init__(self, program, folder):
+        self.program = program
+        self.folder = folder
+        self.data = folder / "data"
+        self.log = folder / "crm.log"
+        self.env = {name: value for name, value in os.environ.items() if not is_setting(name)}
+        self.env["CRM_DATA_DIR"] = str(self.data)
+        self.process = None
+        self.postgres = None
+
+    def start(self):
+        """Starts, and waits until everything serves."""
+        with self.log.open("ab") as log:
+            self.process = self.spawn({}, log)
+        until = time.monotonic() + START_LIMIT
+        health = [self.program, "health", "--timeout", "1"]
+        while subprocess.run(health, env=self.env, capture_output=True).returncode != 0:
+            if self.process.poll() is not None:
+                raise Broken(f"`crm start` ended with {self.process.returncode}")
+            if time.monotonic() > until:
+                raise Broken(f"`crm start` does not serve after {START_LIMIT} s")
+        pid_file = self.data / "postgres" / "data" / "postmaster.pid"
+        self.postgres = int(pid_file.read_text().split()[0])
+
+    def stop(self, by=signal.SIGINT):
+        """Stops, and answers the exit code and the seconds it took; no code where it hangs."""
+        asked = time.monotonic()
+        self.process.send_signal(by)
+        try:
+            code = self.process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            code = None
+        return code, time.monotonic() - asked
+
+    def end(self):
+        """Ends what still runs, however the story went."""
+        if self.process and self.process.poll() is None:
+            self.stop()
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.postgres and is_alive(self.postgres):
+            os.kill(self.postgres, signal.SIGQUIT)
+
+    def spawn(self, settings, output):
+        """Runs `crm start` with some more settings."""
+        return subprocess.Popen(
+            [self.program, "start"],
+            env=self.env | settings,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def refused_start(self, settings):
+        """Starts once more, which must not succeed; answers the exit code and the words."""
+        second = self.spawn(settings, subprocess.PIPE)
+        try:
+            output, _ = second.communicate(timeout=CALL_LIMIT)
+        except subprocess.TimeoutExpired:
+            second.send_signal(signal.SIGINT)
+            output, _ = second.communicate(timeout=CALL_LIMIT)
+            return 0, "it started, and was stopped: " + output.decode(errors="replace")
+        return second.returncode, output.decode(errors="replace")
+
+    def token(self, tenant=None):
+        """What `crm token` prints."""
+        command = [self.program, "token"] + (["--tenant", tenant] if tenant else [])
+        done = subprocess.run(command, env=self.env, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Broken(f"{' '.join(command[1:])}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def log_text(self):
+        """Everything it has said."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def is_setting(name):
+    """Whether a variable would change what `crm` does here; where PostgreSQL is may be told."""
+    return name.startswith("CRM_") and name != "CRM_POSTGRES_BIN"
+
+
+def is_alive(pid):
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def taken(port):
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def free_base():
+    """A port base, not the default one, all of whose ports are free."""
+    for base in range(51050, 60000, 100):
+        if not any(taken(port - REGISTRY + 1 + base) for port in PORTS if port != EDGE):
+            return base
+    raise Broken("no port base is free")
+
+
+def processes_of(folder):
+    """The command lines of all processes that name the folder."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True)
+    return [line.strip() for line in listed.stdout.splitlines() if str(folder) in line]
+
+
+# --- Clients ---
+
+
+class Api:
+    """One server as it describes itself."""
+
+    def __init__(self, port):
+        options = [("grpc.enable_http_proxy", 0)]
+        self.channel = grpc.insecure_channel(f"{HOST}:{port}", options)
+        self.database = ProtoReflectionDescriptorDatabase(self.channel)
+        self.pool = DescriptorPool(self.database)
+
+    def types(self, service, method):
+        """The classes of a method's request and response."""
+        found = self.pool.FindServiceByName(service).FindMethodByName(method)
+        return GetMessageClass(found.input_type), GetMessageClass(found.output_type)
+
+    def send(self, service, method, body, token=None):
+        """Calls with the bytes of a request, and answers the bytes of the reply."""
+        metadata = [("authorization", f"Bearer {token}")] if token else []
+        call = self.channel.unary_unary(f"/{service}/{method}")
+        return call(body, metadata=metadata, timeout=CALL_LIMIT)
+
+    def raw(self, service, method, request, token=None):
+        """Calls with fields, and answers the bytes of the reply."""
+        kind, _ = self.types(service, method)
+        return self.send(service, method, kind(**request).SerializeToString(), token)
+
+    def call(self, service, method, request, token=None):
+        """Calls with fields, and answers the reply."""
+        _, kind = self.types(service, method)
+        return kind.FromString(self.raw(service, method, request, token))
+
+    def health(self):
+        """What its health check says."""
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=CALL_LIMIT)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+@dataclass
+class Refusal:
+    """A status, and the details that every error of the API carries."""
+
+    code: str
+    reason: str = ""
+    domain: str = ""
+    fields: list = field(default_factory=list)
+
+    @classmethod
+    def of(cls, call, *arguments):
+        """What a call is refused with."""
+        try:
+            call(*arguments)
+        except grpc.RpcError as error:
+            return cls.from_error(error)
+        return cls("OK")
+
+    @classmethod
+    def from_error(cls, error):
+        """Decodes the details of an error."""
+        refusal = cls(error.code().name)
+        status = rpc_status.from_call(error)
+        for detail in status.details if status else []:
+            info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            if detail.Unpack(info):
+                refusal.reason, refusal.domain = info.reason, info.domain
+            elif detail.Unpack(bad):
+                refusal.fields = [(v.field, v.reason) for v in bad.field_violations]
+        return refusal
+
+
+@dataclass
+class WebReply:
+    """The answer to a gRPC-web call."""
+
+    headers: dict
+    messages: list
+    status: str
+
+    @classmethod
+    def read(cls, response):
+        """Takes the frames apart; the status is in the last, or in the headers."""
+        headers = {name.lower(): value for name, value in response.getheaders()}
+        body, messages, trailers = response.read(), [], headers
+        while body:
+            flags, length = struct.unpack(">BI", body[:5])
+            frame, body = body[5 : 5 + length], body[5 + length :]
+            if flags & 0x80:
+                lines = frame.decode().strip().splitlines()
+                trailers = {k.lower(): v.strip() for k, v in (line.split(":", 1) for line in lines)}
+            else:
+                messages.append(frame)
+        return cls(headers, messages, trailers.get("grpc-status", "none"))
+
+
+def grpc_web(port, service, method, body, token):
+    """A call as a browser makes it; None where the server does not speak HTTP/1.1."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=CALL_LIMIT)
+    headers = {
+        "content-type": "application/grpc-web+proto",
+        "x-grpc-web": "1",
+        "authorization": f"Bearer {token}",
+        "origin": ORIGIN,
+    }
+    try:
+        connection.request("POST", f"/{service}/{method}", frame_of(body), headers)
+        return WebReply.read(connection.getresponse())
+    except (ConnectionError, http.client.BadStatusLine):
+        return None
+    finally:
+        connection.close()
+
+
+def frame_of(body):
+    """A message as gRPC frames it."""
+    return struct.pack(">BI", 0, len(body)) + body
+
+
+def preflight(origin):
+    """Asks the edge, as a browser does, whether a page of this origin may call it."""
+    connection = http.client.HTTPConnection(HOST, EDGE, timeout=CALL_LIMIT)
+    headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-grpc-web",
+    }
+    try:
+        connection.request("OPTIONS", f"/{CONTACT_SERVICE}/GetContact", headers=headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}
+    finally:
+        connection.close()
+
+
+# --- The README's tour ---
+
+
+def tour_blocks(readme):
+    """The shell blocks of the README's section `A tour`, as they stand."""
+    section = re.search(r"^## A tour\n(.*?)(?=^## |\Z)", readme.read_text(), re.S | re.M)
+    if not section:
+        raise Broken(f"{readme} has no section `A tour`")
+    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.S | re.M)
+
+
+def run_tour(server, blocks):
+    """Runs the blocks in one bash, and answers what each shows.
+
+    The history is on, as it is for those who paste: it gives `!` a meaning.
+    """
+    place = server.folder / "tour"
+    (place / "target" / "debug").mkdir(parents=True)
+    (place / "target" / "debug" / "crm").symlink_to(server.program)
+    outputs = [place / f"{number}.out" for number in range(len(blocks))]
+    script = ["set -euo pipefail\nset -o history -o histexpand\n"]
+    for block, output in zip(blocks, outputs):
+        script.append(f"exec >'{output}' 2>&1\n{block}")
+    (place / "tour.sh").write_text("".join(script))
+    done = subprocess.run(["bash", "tour.sh"], cwd=place, env=server.env, timeout=START_LIMIT)
+    shown = [output.read_text() for output in outputs if output.exists()]
+    if done.returncode != 0:
+        raise Broken(f"block {len(shown)} of the tour ends with {done.returncode}:\n{shown[-1]}")
+    return shown
+
+
+def replies(output):
+    """All JSON objects that a block shows."""
+    found, decoder, at = [], json.JSONDecoder(), output.find("{\n")
+    while at >= 0:
+        reply, end = decoder.raw_decode(output, at)
+        found.append(reply)
+        at = output.find("{\n", end)
+    return found
+
+
+def tell_tour(report, server, readme):
+    """The README's tour, and what it promises."""
+    blocks = tour_blocks(readme)
+    shown = run_tour(server, blocks)
+    report.equal("tour: each of its nine blocks runs", len(shown), 9)
+    if len(shown) != 9:
+        raise Broken("the checks below need to know the blocks")
+    _, tenants, tenant, created, repeated, found, said, invalid, foreign = shown
+
+    report.equal("tour: two tenants have slugs", tenants.split(), ["acme-corp", "globex"])
+    tenant = replies(tenant)[0]
+    report.equal("tour: a slug finds its tenant", tenant["slug"], "acme-corp")
+    report.equal("tour: the tenant is active", tenant["state"], "STATE_ACTIVE")
+
+    contact = replies(created)[0]
+    report.equal("tour: a contact is created", contact["displayName"], "Ada Lovelace")
+    report.equal("tour: the repeat answers the same", replies(repeated), [contact])
+    listed = replies(found)[0]["conversations"]
+    names = [(each["name"], each["contact"]) for each in listed]
+    expected = [(contact["initialConversation"], contact["name"])]
+    report.equal("tour: it has one conversation, its initial one", names, expected)
+
+    message, listed = replies(said)
+    report.equal("tour: the message sent is read back", listed["messages"], [message])
+    report.equal("tour: it says what was sent", message["content"], "Welcome, Ada.")
+
+    violations = re.findall(r'"field":"([^"]*)"', invalid)
+    expected = ["contact.display_name", "contact.email", "contact.phone"]
+    report.equal("tour: one answer names all three faults", violations, expected)
+    report.check("tour: they are invalid fields", '"reason":"INVALID_FIELDS"' in invalid, invalid)
+    report.check("tour: another tenant finds nothing", "Code: NotFound" in foreign, foreign)
+    refused = [output.count("refused, with exit code 6") for output in (invalid, foreign)]
+    report.equal("tour: grpcurl fails for both", refused, [1, 1])
+
+
+# --- The same with Python ---
+
+
+@dataclass
+class Story:
+    """What later parts need of the earlier ones."""
+
+    operator: str = ""
+    tenant: str = ""
+    token: str = ""
+    foreign_token: str = ""
+    creation: dict = field(default_factory=dict)
+    contact: str = ""
+    replies: dict = field(default_factory=dict)
+
+    def remembered(self):
+        """The calls whose answers must outlive a restart."""
+        conversation = {"parent": self.contact.replace("contacts/", "conversations/")}
+        return [
+            (CONTACTS, CONTACT_SERVICE, "CreateContact", self.creation),
+            (CONTACTS, CONTACT_SERVICE, "GetContact", {"name": self.contact}),
+            (MESSAGING, CONVERSATIONS, "ListConversations", {"contact": self.contact}),
+            (MESSAGING, MESSAGES, "ListMessages", conversation),
+        ]
+
+    def read(self):
+        """The bytes that they answer."""
+        return {
+            f"{service}/{method}": Api(port).raw(service, method, request, self.token)
+            for port, service, method, request in self.remembered()
+        }
+
+
+def tell_tenants(report, server, story):
+    """Two tenants, with slugs of our choice."""
+    api = Api(REGISTRY)
+    story.operator = server.token()
+    request = {
+        "tenant": {"slug": "story", "display_name": "Story Ltd", "labels": {"plan": "trial"}},
+        "request_id": str(uuid.uuid4()),
+    }
+    tenant = api.call(TENANTS, "CreateTenant", request, story.operator)
+    story.tenant = tenant.name
+    report.equal("python: a tenant is created", tenant.slug, "story")
+    again = api.call(TENANTS, "CreateTenant", request, story.operator)
+    report.equal("python: the repeat answers the same tenant", again, tenant)
+    for name in (tenant.name, "tenants/story"):
+        got = api.call(TENANTS, "GetTenant", {"name": name}, story.operator)
+        report.equal(f"python: {name.split('-')[0]} finds it", got, tenant)
+
+    other = {"tenant": {"slug": "story", "display_name": "Other Ltd"}}
+    refusal = Refusal.of(api.call, TENANTS, "CreateTenant", other, story.operator)
+    expected = Refusal("ALREADY_EXISTS", "SLUG_TAKEN", "crm")
+    report.equal("python: a slug has one owner", refusal, expected)
+    other["tenant"]["slug"] = "another-story"
+    api.call(TENANTS, "CreateTenant", other, story.operator)
+
+    story.token, story.foreign_token = server.token("story"), server.token("another-story")
+    refusal = Refusal.of(api.call, TENANTS, "GetTenant", {"name": tenant.name}, story.token)
+    report.equal("python: tenants are not for tenants", refusal.code, "PERMISSION_DENIED")
+
+
+def tell_contacts(report, story):
+    """A contact, its conversation and a message."""
+    contacts, messaging = Api(CONTACTS), Api(MESSAGING)
+    person = {
+        "display_name": "Grace Hopper",
+        "phone": "+1 555 0100",
+        "metadata": {"rank": "Rear Admiral", "ships": [{"name": "Mark I", "year": 1944}]},
+    }
+    story.creation = {"contact": person, "request_id": str(uuid.uuid4())}
+    create = (CONTACT_SERVICE, "CreateContact", story.creation, story.token)
+    contact = contacts.call(*create)
+    story.contact = contact.name
+    report.equal("python: a contact is created", contact.display_name, "Grace Hopper")
+    report.equal("python: its data is kept", contact.metadata["ships"][0]["year"], 1944)
+    report.equal("python: the repeat has the same bytes", contacts.raw(*create), contacts.raw(*create))
+    got = contacts.call(CONTACT_SERVICE, "GetContact", {"name": contact.name}, story.token)
+    report.equal("python: it is read back", got, contact)
+
+    listed = messaging.call(CONVERSATIONS, "ListConversations", {}, story.token)
+    names = [conversation.name for conversation in listed.conversations]
+    report.equal("python: its conversation is there", names, [contact.initial_conversation])
+    for content, sender in (("Good morning", "SENDER_TYPE_USER"), ("Hello", "SENDER_TYPE_CONTACT")):
+        message = {"content": content, "sender_type": sender}
+        request = {"parent": contact.initial_conversation, "message": message}
+        messaging.call(MESSAGES, "CreateMessage", request, story.token)
+    request = {"parent": contact.initial_conversation}
+    listed = messaging.call(MESSAGES, "ListMessages", request, story.token)
+    contents = [message.content for message in listed.messages]
+    report.equal("python: messages come in order", contents, ["Good morning", "Hello"])
+    senders = listed.messages[1].sender_id
+    report.equal("python: the contact said the second", senders, contact.name)
+
+
+def tell_refusals(report, story):
+    """Errors, with their details."""
+    for port in (CONTACTS, EDGE):
+        api, at = Api(port), "at the edge" if port == EDGE else "at the service"
+
+        def refused(method, request, token, api=api):
+            return Refusal.of(api.call, CONTACT_SERVICE, method, request, token)
+
+        fields = [
+            ("contact.display_name", "NOT_BLANK"),
+            ("contact.email", "UNREACHABLE"),
+            ("contact.phone", "UNREACHABLE"),
+        ]
+        expected = Refusal("INVALID_ARGUMENT", "INVALID_FIELDS", "crm", fields)
+        refusal = refused("CreateContact", {"contact": {}}, story.token)
+        report.equal(f"refusal {at}: every fault in one answer", refusal, expected)
+        reused = story.creation | {"contact": {"display_name": "Else", "phone": "1"}}
+        refusal = refused("CreateContact", reused, story.token)
+        expected = Refusal("INVALID_ARGUMENT", "REQUEST_ID_REUSED", "crm")
+        report.equal(f"refusal {at}: a request_id is for one request", refusal, expected)
+
+        name = {"name": story.contact}
+        unknown = Refusal("NOT_FOUND", "RESOURCE_NOT_FOUND", "crm")
+        refusal = refused("GetContact", name, story.foreign_token)
+        report.equal(f"refusal {at}: another tenant finds nothing", refusal, unknown)
+        refusal = refused("GetContact", {"name": f"contacts/{uuid.uuid4()}"}, story.token)
+        report.equal(f"refusal {at}: nor does anyone find nothing", refusal, unknown)
+
+        refusal = refused("GetContact", name, None)
+        expected = Refusal("UNAUTHENTICATED", "TOKEN_MISSING", "crm")
+        report.equal(f"refusal {at}: a token is needed", refusal, expected)
+        refusal = refused("GetContact", name, story.operator)
+        report.equal(f"refusal {at}: the operator has no tenant", refusal.code, "PERMISSION_DENIED")
+
+
+def tell_repeats(report, story):
+    """The same request, many times at the same moment, through two doors."""
+    doors = [Api(CONTACTS), Api(EDGE)]
+    person = {"display_name": "Alan Turing", "email": "alan@example.com"}
+    request = {"contact": person, "request_id": str(uuid.uuid4())}
+    ready = threading.Barrier(AT_ONCE)
+    for door in doors:
+        door.types(CONTACT_SERVICE, "CreateContact")
+
+    def create(number):
+        ready.wait()
+        door = doors[number % len(doors)]
+        return door.raw(CONTACT_SERVICE, "CreateContact", request, story.token)
+
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        answers = list(callers.map(create, range(AT_ONCE)))
+    report.equal(f"repeats: {AT_ONCE} at once have the same bytes", len(set(answers)), 1)
+
+    _, kind = doors[0].types(CONTACT_SERVICE, "CreateContact")
+    contact = kind.FromString(answers[0])
+    messaging = Api(MESSAGING)
+    for wanted, expected in (({"contact": contact.name}, 1), ({}, 2)):
+        listed = messaging.call(CONVERSATIONS, "ListConversations", wanted, story.token)
+        which = "the contact's" if wanted else "the tenant's, this and the one before"
+        report.equal(f"repeats: conversations are {which}", len(listed.conversations), expected)
+
+
+# --- The edge ---
+
+
+def service_token(server):
+    """A token of the service contacts, for calls within the suite."""
+    secret = (server.data / "secrets" / "contacts.secret").read_text().strip()
+    request = {"client_id": "services/contacts", "client_secret": secret}
+    return Api(EDGE).call(AUTH, "IssueServiceToken", request).access_token
+
+
+def tell_leases(report, server, story):
+    """Database logins are for the services alone."""
+    tokens = {"no": None, "an operator's": story.operator, "a tenant's": story.token}
+    tokens["a service's"] = service_token(server)
+    leases = Api(LEASES)
+    request = {"tenant": story.tenant}
+    kind, _ = leases.types(LEASE_SERVICE, "AcquireLease")
+    body = kind(**request).SerializeToString()
+
+    lease = leases.call(LEASE_SERVICE, "AcquireLease", request, tokens["a service's"])
+    report.check("leases: a service's token has one, inside", lease.database and lease.secret)
+    for whose in ("no", "an operator's", "a tenant's"):
+        refusal = Refusal.of(leases.call, LEASE_SERVICE, "AcquireLease", request, tokens[whose])
+        expected = "UNAUTHENTICATED"
+        report.equal(f"leases: {whose} token has none, inside", refusal.code, expected)
+
+    unknown = Refusal("UNIMPLEMENTED", "METHOD_UNKNOWN", "crm")
+    for port, where in ((EDGE, "at the edge"), (REGISTRY, "at the registry's public port")):
+        api = Api(port)
+        listed = LEASE_SERVICE in api.database.get_services()
+        report.equal(f"leases: not described {where}", listed, False)
+        for method in ("AcquireLease", "RegisterSchema"):
+            for whose, token in tokens.items():
+                refusal = Refusal.of(api.send, LEASE_SERVICE, method, body, token)
+                report.equal(f"leases: no {method} {where}, {whose} token", refusal, unknown)
+    for method in ("AcquireLease", "RegisterSchema"):
+        for whose, token in tokens.items():
+            reply = grpc_web(EDGE, LEASE_SERVICE, method, body, token)
+            seen = reply and (reply.status, reply.messages)
+            claim = f"leases: no {method} by gRPC-web at the edge, {whose} token"
+            report.equal(claim, seen, (str(grpc.StatusCode.UNIMPLEMENTED.value[0]), []))
+    reply = grpc_web(REGISTRY, LEASE_SERVICE, "AcquireLease", body, tokens["a service's"])
+    report.equal("leases: no gRPC-web at the registry's public port", reply, None)
+
+
+def tell_browsers(report, story):
+    """What a page in a browser needs."""
+    api = Api(EDGE)
+    kind, answer = api.types(CONTACT_SERVICE, "GetContact")
+    body = kind(name=story.contact).SerializeToString()
+    expected = api.send(CONTACT_SERVICE, "GetContact", body, story.token)
+    reply = grpc_web(EDGE, CONTACT_SERVICE, "GetContact", body, story.token)
+    report.equal("browser: gRPC-web answers as gRPC does", reply.messages, [expected])
+    report.equal("browser: its status is in the trailers", reply.status, "0")
+    origin = reply.headers.get("access-control-allow-origin")
+    report.equal("browser: the page may read it", origin, ORIGIN)
+    shown = set(reply.headers.get("access-control-expose-headers", "").split(","))
+    needed = {"grpc-status", "grpc-message", "grpc-status-details-bin"}
+    report.check("browser: and an error's details", needed <= shown, shown)
+    reply = grpc_web(EDGE, CONTACT_SERVICE, "GetContact", body, story.foreign_token)
+    seen = (reply.status, reply.messages)
+    code = str(grpc.StatusCode.NOT_FOUND.value[0])
+    report.equal("browser: another tenant finds nothing", seen, (code, []))
+
+    status, headers = preflight(ORIGIN)
+    report.check("browser: a preflight is answered", status in (200, 204), status)
+    allowed = headers.get("access-control-allow-origin")
+    report.equal("browser: a known origin may call", allowed, ORIGIN)
+    allowed = set(headers.get("access-control-allow-headers", "").lower().split(","))
+    needed = {"authorization", "content-type", "x-grpc-web"}
+    report.check("browser: with a token", needed <= allowed, allowed)
+    methods = headers.get("access-control-allow-methods", "").split(",")
+    report.check("browser: by POST", "POST" in methods, methods)
+    _, headers = preflight(FOREIGN_ORIGIN)
+    allowed = headers.get("access-control-allow-origin")
+    report.equal("browser: an unknown origin may not", allowed, None)
+
+
+# --- Stopping and starting ---
+
+
+def tell_health(report):
+    """Every listener says that it serves."""
+    ports = [port for port in PORTS if port != POSTGRES]
+    seen = {port: Api(port).health() for port in ports}
+    report.equal("start: every listener serves", seen, dict.fromkeys(ports, "SERVING"))
+
+
+def tell_stop(report, server, by):
+    """A stop is clean and quick."""
+    postgres = server.postgres
+    code, seconds = server.stop(by)
+    took = f"{by.name}, after {seconds:.1f} s"
+    report.equal(f"stop: exit code 0 by {took}", code, 0)
+    if code is None:
+        raise Broken(f"it does not stop within {STOP_LIMIT} s")
+    report.check("stop: PostgreSQL has gone with it", not is_alive(postgres), postgres)
+    report.equal("stop: its ports are free", [port for port in PORTS if taken(port)], [])
+
+
+def tell_restart(report, server, story):
+    """The data is there after a stop, and repeats are still repeats."""
+    before = story.read()
+    tell_stop(report, server, signal.SIGINT)
+    server.start()
+    after = story.read()
+    for call, reply in before.items():
+        report.equal(f"restart: {call.split('.')[-1]} has the same bytes", after[call], reply)
+    fresh = server.token("story")
+    contact = {"name": story.contact}
+    got = Api(CONTACTS).raw(CONTACT_SERVICE, "GetContact", contact, fresh)
+    report.equal("restart: and for a new token", got, before[f"{CONTACT_SERVICE}/GetContact"])
+
+
+def tell_second_start(report, server):
+    """One server per folder, and one per port."""
+    elsewhere = {"CRM_DATA_DIR": str(server.folder / "second")}
+    another_base = {"CRM_PORT_BASE": str(free_base())}
+    starts = [
+        ("the folder is in use", another_base | {"CRM_EDGE_PORT": "8079"}, str(server.data)),
+        ("a port is taken", elsewhere, str(POSTGRES)),
+        ("the edge's port is taken", elsewhere | another_base, str(EDGE)),
+    ]
+    for why, settings, named in starts:
+        code, output = server.refused_start(settings)
+        tail = output.strip().splitlines()[-1:]
+        report.check(f"second start: refused, since {why}", code not in (0, None), output)
+        report.check(f"second start: it names {named.split('/')[-1]}", named in str(tail), tail)
+    left = processes_of(elsewhere["CRM_DATA_DIR"])
+    report.equal("second start: nothing of it is left", left, [])
+    tell_health(report)
+
+
+# --- The whole ---
+
+
+def tell(report, server, readme):
+    """The story, in order."""
+    story = Story()
+    server.start()
+    tell_health(report)
+    tell_tour(report, server, readme)
+    tell_tenants(report, server, story)
+    tell_contacts(report, story)
+    tell_refusals(report, story)
+    tell_repeats(report, story)
+    tell_leases(report, server, story)
+    tell_browsers(report, story)
+    tell_restart(report, server, story)
+    tell_second_start(report, server)
+    tell_stop(report, server, signal.SIGTERM)
+    report.equal("end: no process of it is left", processes_of(server.folder), [])
+    report.check("end: nothing in it panicked", "panicked" not in server.log_text())
+
+
+def prepare(arguments):
+    """Finds what the story needs, or says what is missing."""
+    # A virtual environment's programs count, activated or not.
+    beside = str(Path(sys.executable).parent)
+    os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
+    for program in ("grpcurl", "bash", "ps"):
+        if not shutil.which(program):
+            raise Broken(f"there is no {program}" + (f": {HOW_TO_INSTALL}" if program == "grpcurl" else ""))
+    if not os.access(arguments.crm, os.X_OK):
+        raise Broken(f"there is no {arguments.crm}: `cargo build --workspace` makes it")
+    for port in PORTS:
+        if taken(port):
+            raise Broken(f"port {port} is taken: stop what listens there, the README's calls need it")
+
+
+def run(report, arguments):
+    """Tells the story in a folder of its own, and leaves nothing behind."""
+    prepare(arguments)
+    folder = Path(tempfile.mkdtemp(prefix="crm-story-", dir="/tmp")).resolve()
+    folder.chmod(0o755)  # PostgreSQL runs as another user where this is root.
+    server = Server(arguments.crm.resolve(), folder)
+    try:
+        tell(report, server, arguments.readme)
+    except (Broken, grpc.RpcError, OSError, subprocess.SubprocessError) as error:
+        report.check("the story goes on", False, error)
+    finally:
+        server.end()
+        if report.failed:
+            print("\n".join(["", "The end of crm's log:", *server.log_text().splitlines()[-40:], ""]))
+        shutil.rmtree(folder)
+    report.check("end: the temporary folder is removed", not folder.exists(), folder)
+
+
+def main():
+    """Reads the command line; exits with 1 if a check failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--crm", type=Path, default=ROOT / "target/debug/crm", help="the program")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the README to run")
+    arguments = parser.parse_args()
+    report = Report()
+    try:
+        run(report, arguments)
+    except Broken as error:
+        report.check("the story begins", False, error)
+    print(f"{report.passed} passed, {report.failed} failed", flush=True)
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

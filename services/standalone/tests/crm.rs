@@ -1,0 +1,256 @@
+//! The program `crm`, from outside.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+use std::{env, fs, process, thread};
+
+/// An installation of its own: ports and a folder, which goes with it.
+struct Installation {
+    folder: PathBuf,
+    port_base: u16,
+    edge_port: u16,
+}
+
+struct Running {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Installation {
+    fn new(name: &str) -> Self {
+        let folder = env::temp_dir().join(format!("crm-cli-{}-{name}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        let port_base = free_base();
+        Self { folder, port_base, edge_port: port_base + 30 }
+    }
+
+    fn crm(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_crm"));
+        command
+            .args(arguments)
+            .env("CRM_PORT_BASE", self.port_base.to_string())
+            .env("CRM_EDGE_PORT", self.edge_port.to_string())
+            .env("CRM_DATA_DIR", self.folder.join("data"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self) -> Running {
+        let log = self.folder.join("log");
+        let child = self
+            .crm(&["start"])
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        Running { child, log }
+    }
+
+    fn output(&self, arguments: &[&str]) -> Output {
+        self.crm(arguments).output().unwrap()
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        // Best effort: a failed test has said what matters already.
+        let _removed = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Running {
+    /// Reads what it prints until it serves.
+    fn wait_until_it_serves(&mut self) -> String {
+        let mut printed = String::new();
+        let mut lines = BufReader::new(self.child.stdout.take().unwrap());
+        while !printed.contains("Ctrl-C stops everything") {
+            let read = lines.read_line(&mut printed).unwrap();
+            assert!(read > 0, "{printed}\n{}", fs::read_to_string(&self.log).unwrap());
+        }
+        printed
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    fn wait(mut self, patience: Duration) -> ExitStatus {
+        let until = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "it did not end");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // SIGTERM, so that it stops its PostgreSQL, even if the test failed.
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            self.signal("TERM");
+            let _ended = self.child.wait();
+        }
+    }
+}
+
+/// A base whose ports are free, and not another test's.
+fn free_base() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    let start = 20_000 + (process::id() % 200) as u16 * 50;
+    std::iter::repeat_with(|| start + NEXT.fetch_add(50, Ordering::Relaxed))
+        .take(100)
+        .find(|base| [1, 2, 3, 20, 21, 30].iter().all(|offset| free(base + offset)))
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn postmaster(data: &Path) -> String {
+    let pid = fs::read_to_string(data.join("postgres/data/postmaster.pid")).unwrap();
+    pid.lines().next().unwrap().to_owned()
+}
+
+fn is_alive(pid: &str) -> bool {
+    Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
+}
+
+#[test]
+fn it_starts_gives_tokens_stops_at_a_signal_and_finds_its_data_again() {
+    let installation = Installation::new("story");
+    assert_eq!(installation.output(&["health", "--timeout", "0"]).status.code(), Some(1));
+    let no_data = installation.output(&["token"]);
+    assert!(text(&no_data.stderr).contains("`crm start` makes it"));
+
+    let mut running = installation.start();
+    let printed = running.wait_until_it_serves();
+    for listener in ["tenant-registry", "contacts", "messaging", "edge", "grpcurl -plaintext"] {
+        assert!(printed.contains(listener), "{printed}");
+    }
+    assert!(installation.output(&["health"]).status.success());
+    let operator = installation.output(&["token"]);
+    let tenant = installation.output(&["token", "--tenant", "demo"]);
+    for token in [&operator, &tenant] {
+        let token = text(&token.stdout);
+        assert!(token.trim_end().split('.').count() == 3 && token.lines().count() == 1, "{token}");
+    }
+    let unknown = installation.output(&["token", "--tenant", "nobody"]);
+    assert_eq!((unknown.status.code(), text(&unknown.stdout).as_str()), (Some(1), ""));
+    assert!(text(&unknown.stderr).contains("nobody"));
+
+    // What is taken is said: the folder first, then a port.
+    let twice = installation.output(&["start"]);
+    assert_eq!(twice.status.code(), Some(1));
+    assert!(text(&twice.stderr).contains("another crm runs"), "{}", text(&twice.stderr));
+
+    let pid = postmaster(&installation.folder.join("data"));
+    running.signal("INT");
+    assert!(running.wait(Duration::from_secs(10)).success());
+    assert!(!is_alive(&pid), "PostgreSQL goes too");
+
+    let mut again = installation.start();
+    again.wait_until_it_serves();
+    assert!(installation.output(&["token", "--tenant", "demo"]).status.success());
+    again.signal("TERM");
+    assert!(again.wait(Duration::from_secs(10)).success());
+}
+
+#[test]
+fn a_killed_start_leaves_nothing_that_stops_the_next() {
+    let installation = Installation::new("killed");
+    let mut running = installation.start();
+    running.wait_until_it_serves();
+
+    running.signal("KILL");
+    running.wait(Duration::from_secs(5));
+    let mut again = installation.start();
+    again.wait_until_it_serves();
+
+    assert!(installation.output(&["token", "--tenant", "demo"]).status.success());
+    again.signal("TERM");
+    assert!(again.wait(Duration::from_secs(10)).success());
+}
+
+#[test]
+fn a_taken_port_is_named_with_who_asks_for_it() {
+    let installation = Installation::new("port");
+    let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, installation.port_base + 2)).unwrap();
+
+    let output = installation.output(&["start"]);
+
+    let error = text(&output.stderr);
+    let address = format!("127.0.0.1:{}", installation.port_base + 2);
+    assert_eq!(output.status.code(), Some(1));
+    for word in ["contacts", &address, "CRM_PORT_BASE"] {
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn a_bad_configuration_exits_with_64_and_names_the_setting() {
+    let installation = Installation::new("usage");
+    let cases: [(&[&str], &str, &str, &str); 5] = [
+        (&["start"], "CRM_PORT_BASE", "many", "--port-base"),
+        (&["start"], "CRM_EDGE_PORT", "0", "--edge-port"),
+        (&["start"], "CRM_LOG", "=====", "CRM_LOG"),
+        (&["start", "--frobnicate"], "CRM_UNUSED", "", "--frobnicate"),
+        (&["start"], "CRM_LOG_FORMAT", "xml", "--log-format"),
+    ];
+
+    for (arguments, variable, value, named) in cases {
+        let output = installation.crm(arguments).env(variable, value).output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{variable}: {error}");
+        assert!(error.contains(named), "{variable}: {error}");
+        assert!(!installation.folder.join("data").exists(), "{variable}");
+    }
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_refused() {
+    let installation = Installation::new("exposed");
+    let secrets = installation.folder.join("data/secrets");
+    fs::create_dir_all(&secrets).unwrap();
+    let key = secrets.join("master.key");
+    fs::write(&key, "x").unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+
+    let output = installation.output(&["start"]);
+
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("can be read by others"));
+}
+
+#[test]
+fn help_teaches_every_subcommand_and_variable() {
+    let installation = Installation::new("help");
+    let mut help = String::new();
+
+    installation
+        .crm(&["--help"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+        .stdout
+        .unwrap()
+        .read_to_string(&mut help)
+        .unwrap();
+
+    for word in ["start", "health", "token", "CRM_PORT_BASE", "CRM_EDGE_PORT", "CRM_DATA_DIR"] {
+        assert!(help.contains(word), "{word} is not in\n{help}");
+    }
+}

@@ -1,0 +1,208 @@
+//! What PostgreSQL refuses to the logins of tenants.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crm_proto::registry::v1::AcquireLeaseRequest;
+use crm_proto::registry::v1::AcquireLeaseResponse;
+use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
+use crm_testing::{Client, Tenant, server};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+
+/// The lease of a service for a tenant, as the service gets it.
+async fn lease(tenant: &Tenant, service: &str) -> AcquireLeaseResponse {
+    let roles = vec!["roles/internal.service".to_owned()];
+    let issued = server().identity.issue(format!("services/{service}"), roles, None).unwrap();
+    let client = Client::new(issued.token);
+    let mut leases = LeaseServiceClient::new(client.channel(server().addresses.internal));
+    let request = AcquireLeaseRequest { tenant: tenant.tenant.name.clone() };
+    leases.acquire_lease(client.request(request)).await.unwrap().into_inner()
+}
+
+async fn log_in(lease: &AcquireLeaseResponse, database: &str) -> Result<PgConnection, sqlx::Error> {
+    server().login(database, &lease.user, &lease.secret).await
+}
+
+async fn databases() -> Vec<String> {
+    let mut postgres = server().superuser("postgres").await;
+    let names = sqlx::query_scalar("SELECT datname FROM pg_database ORDER BY datname");
+    names.fetch_all(&mut postgres).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_login_opens_its_own_database_and_no_other() {
+    let (tenant, _other) = tokio::join!(Tenant::create(), Tenant::create());
+
+    for service in ["contacts", "messaging"] {
+        let lease = lease(&tenant, service).await;
+        for database in databases().await {
+            let opened = log_in(&lease, &database).await;
+            assert_eq!(opened.is_ok(), database == tenant.tenant.database, "{service} {database}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_login_opens_a_database_while_it_is_made() {
+    let tenant = Tenant::create().await;
+    let lease = lease(&tenant, "contacts").await;
+    let done = Arc::new(AtomicBool::new(false));
+    let own = tenant.tenant.database.clone();
+    let attempts = tokio::spawn({
+        let done = done.clone();
+        async move {
+            let mut tried = 0;
+            while !done.load(Ordering::Relaxed) {
+                // The newest first: the one that is being made.
+                for database in
+                    databases().await.into_iter().rev().filter(|name| *name != own).take(6)
+                {
+                    assert!(log_in(&lease, &database).await.is_err(), "{database} was open");
+                    tried += 1;
+                }
+            }
+            tried
+        }
+    });
+
+    for _ in 0..10 {
+        Tenant::create().await;
+    }
+
+    done.store(true, Ordering::Relaxed);
+    let tried = attempts.await.unwrap();
+    assert!(tried > 50, "{tried} attempts");
+}
+
+#[tokio::test]
+async fn a_login_may_not_touch_what_is_not_its_own() {
+    let tenant = Tenant::create().await;
+    let hex = tenant.id.as_simple().to_string();
+    let mut session =
+        log_in(&lease(&tenant, "contacts").await, &tenant.tenant.database).await.unwrap();
+    let own = "SELECT count(*) FROM contacts.contacts";
+    sqlx::raw_sql(own).execute(&mut session).await.unwrap();
+
+    let refused = [
+        // The other service's schema, and the log.
+        "SELECT * FROM messaging.messages",
+        "INSERT INTO messaging.contacts VALUES (gen_random_uuid(), NULL, 1)",
+        "SELECT * FROM platform.changes",
+        "UPDATE platform.head SET revision = 0",
+        "INSERT INTO platform.changes VALUES (9, 0, 1, 'contacts/x', 'a', NULL, '')",
+        "DELETE FROM platform.requests",
+        "SELECT platform.record_effect(9, 'conversations/x', 2::smallint, 'a', 'c', '')",
+        "SELECT platform.end_write(9, true, 0::smallint, 'conversations/x', 2::smallint, 'a', '')",
+        // Definitions of any kind.
+        "CREATE TABLE contacts.mine ()",
+        "CREATE TABLE public.mine ()",
+        "CREATE SCHEMA mine",
+        "CREATE TEMPORARY TABLE mine ()",
+        "ALTER TABLE contacts.contacts ADD mine int",
+        "DROP TABLE contacts.contacts",
+        "TRUNCATE contacts.contacts",
+        "CREATE FUNCTION contacts.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE EXTENSION pg_trgm",
+        "CREATE DATABASE mine",
+        "CREATE ROLE mine",
+        // Other roles.
+        "SET ROLE crm_contacts_owner",
+        "SET ROLE crm_platform_owner",
+        "SET ROLE crm_messaging",
+        "SET ROLE crm_contacts_migrator",
+        "SET ROLE crm_registry",
+        "SET ROLE postgres",
+        "GRANT crm_messaging TO CURRENT_USER",
+        "ALTER ROLE CURRENT_USER CREATEDB",
+        "SET SESSION AUTHORIZATION crm_registry",
+        // The server.
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "COPY contacts.contacts FROM PROGRAM 'true'",
+        "COPY contacts.contacts TO '/tmp/x'",
+        "SELECT pg_read_file('postgresql.conf')",
+        "SELECT * FROM pg_authid",
+        "ALTER SYSTEM SET fsync = off",
+        "SELECT pg_terminate_backend(min(pid)) FROM pg_stat_activity WHERE usename = 'crm_registry'",
+        "CHECKPOINT",
+        "LOAD 'plpgsql'",
+        "CREATE EXTENSION dblink",
+    ];
+    for statement in refused {
+        let outcome = sqlx::raw_sql(statement).execute(&mut session).await;
+        assert!(outcome.is_err(), "{statement}");
+    }
+    let foreign = format!("ALTER ROLE t_{hex}_messaging_g1 PASSWORD 'x'");
+    assert!(sqlx::raw_sql(AssertSqlSafe(foreign)).execute(&mut session).await.is_err());
+    sqlx::raw_sql(own).execute(&mut session).await.unwrap();
+    session.close().await.unwrap();
+    tenant.check_log().await;
+}
+
+/// Who may do what in a tenant database, to be compared with the golden file;
+/// the tenant's own id is left out.
+#[tokio::test]
+async fn the_privileges_of_a_tenant_database_are_those_of_the_golden_file() {
+    let tenant = Tenant::create().await;
+    let mut database = tenant.database().await;
+    let rows = sqlx::query(
+        r#"
+            WITH granted (object, owner, acl) AS (
+                SELECT 'database', datdba, coalesce(datacl, acldefault('d', datdba))
+                FROM pg_database WHERE datname = current_database()
+                UNION ALL
+                SELECT 'schema ' || nspname, nspowner, coalesce(nspacl, acldefault('n', nspowner))
+                FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema)'
+                UNION ALL
+                SELECT CASE relkind WHEN 'S' THEN 'sequence ' ELSE 'table ' END || c.oid::regclass,
+                    relowner,
+                    coalesce(relacl, acldefault(CASE relkind WHEN 'S' THEN 's' ELSE 'r' END::"char", relowner))
+                FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
+                WHERE nspname !~ '^(pg_|information_schema)' AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
+                UNION ALL
+                SELECT 'function ' || p.oid::regprocedure, proowner,
+                    coalesce(proacl, acldefault('f', proowner))
+                FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace
+                WHERE nspname !~ '^(pg_|information_schema)'
+                UNION ALL
+                SELECT 'defaults of ' || defaclrole::regrole || ' for ' || defaclobjtype::text, defaclrole, defaclacl
+                FROM pg_default_acl
+            ), line AS (
+                SELECT object || ': '
+                    || coalesce(nullif(grantee, 0)::regrole::text, 'PUBLIC') || ' may '
+                    || string_agg(privilege_type, ', ' ORDER BY privilege_type)
+                    || CASE WHEN grantee = owner THEN ' (owner)' ELSE '' END AS text
+                FROM granted, LATERAL aclexplode(acl)
+                GROUP BY object, owner, grantee
+                UNION ALL
+                SELECT 'role ' || m.rolname || ': ' || concat_ws(', ',
+                    CASE WHEN m.rolcanlogin THEN 'login' END,
+                    CASE WHEN m.rolsuper THEN 'superuser' END,
+                    CASE WHEN m.rolcreatedb THEN 'createdb' END,
+                    CASE WHEN m.rolcreaterole THEN 'createrole' END,
+                    CASE WHEN m.rolreplication THEN 'replication' END,
+                    CASE WHEN m.rolbypassrls THEN 'bypassrls' END,
+                    (SELECT string_agg('member of ' || roleid::regrole
+                        || CASE WHEN admin_option THEN ' with admin option' ELSE '' END, ', ' ORDER BY roleid::regrole::text)
+                     FROM pg_auth_members WHERE member = m.oid))
+                FROM pg_roles AS m
+                WHERE m.rolname ~ '^crm_' OR m.rolname ~ ('^t_' || $1)
+            )
+            SELECT replace(text, $1, '<tenant>') AS text FROM line
+        "#,
+    )
+    .bind(tenant.id.as_simple().to_string())
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    let mut lines: Vec<String> = rows.iter().map(|row| row.get("text")).collect();
+    lines.sort();
+
+    let golden = include_str!("privileges.golden");
+
+    let found = lines.join("\n") + "\n";
+    let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/privileges.found");
+    std::fs::write(path, &found).unwrap();
+    assert!(found == golden, "{path} is not tests/privileges.golden; diff them");
+}

@@ -1,0 +1,132 @@
+//! LeaseService: what it hands out, and to whom.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use crm_proto::identity::v1::IssueServiceTokenRequest;
+use crm_proto::identity::v1::auth_service_client::AuthServiceClient;
+use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
+use crm_proto::registry::v1::{AcquireLeaseRequest, Migration, RegisterSchemaRequest};
+use crm_testing::{Client, Tenant, code_and_reason, field_faults, server};
+use secrecy::ExposeSecret as _;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+fn service(name: &str) -> Client {
+    let roles = vec!["roles/internal.service".to_owned()];
+    let issued = server().identity.issue(format!("services/{name}"), roles, None).unwrap();
+    Client::new(issued.token)
+}
+
+fn leases(client: &Client, address: std::net::SocketAddr) -> LeaseServiceClient<Channel> {
+    LeaseServiceClient::new(client.channel(address))
+}
+
+fn acquire(tenant: &str) -> AcquireLeaseRequest {
+    AcquireLeaseRequest { tenant: tenant.to_owned() }
+}
+
+async fn register(client: &Client, sql: &[&str]) -> Result<u32, Status> {
+    let migrations = (1..).zip(sql).map(|(version, sql)| Migration {
+        version,
+        description: "test".to_owned(),
+        sql: (*sql).to_owned(),
+    });
+    let request = RegisterSchemaRequest { migrations: migrations.collect() };
+    let mut leases = leases(client, server().addresses.internal);
+    Ok(leases.register_schema(client.request(request)).await?.into_inner().schema_version)
+}
+
+#[tokio::test]
+async fn a_lease_is_for_the_calling_service_and_never_shows_its_secret() {
+    let tenant = Tenant::create().await;
+    let contacts = service("contacts");
+    let mut client = leases(&contacts, server().addresses.internal);
+
+    let lease = client.acquire_lease(contacts.request(acquire(&tenant.tenant.name))).await;
+
+    let lease = lease.unwrap().into_inner();
+    assert_eq!(lease.database, tenant.tenant.database);
+    assert_eq!(lease.user, format!("t_{}_contacts_g1", tenant.id.as_simple()));
+    assert!(!format!("{lease:?}").contains(&lease.secret));
+    server().login(&lease.database, &lease.user, &lease.secret).await.unwrap();
+    let unknown = format!("tenants/{}", server().clock.new_id());
+    let outcome = client.acquire_lease(contacts.request(acquire(&unknown))).await;
+    assert_eq!(code_and_reason(outcome), (Code::NotFound, "RESOURCE_NOT_FOUND".to_owned()));
+    let outcome = client.acquire_lease(contacts.request(acquire("acme"))).await;
+    assert_eq!(field_faults(outcome)[0].0, "tenant");
+}
+
+#[tokio::test]
+async fn leases_are_not_reachable_in_public_with_any_token() {
+    let tenant = Tenant::create().await;
+    let request = acquire(&tenant.tenant.name);
+    let addresses = server().addresses;
+
+    for address in [addresses.edge, addresses.registry, addresses.contacts, addresses.messaging] {
+        for client in [service("contacts"), Client::operator(server()), tenant.admin()] {
+            let outcome =
+                leases(&client, address).acquire_lease(client.request(request.clone())).await;
+            let code = code_and_reason(outcome).0;
+            let expected: &[Code] = if address == addresses.edge {
+                &[Code::Unimplemented]
+            } else {
+                // Refused by the audience, by the scope, or for want of a method.
+                &[Code::Unauthenticated, Code::PermissionDenied, Code::Unimplemented]
+            };
+            assert!(expected.contains(&code), "{address} {code:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_internal_listener_takes_tokens_of_services_alone() {
+    let tenant = Tenant::create().await;
+    let operator = Client::operator(server());
+
+    for client in [operator, tenant.admin(), Client::new("x")] {
+        let mut leases = leases(&client, server().addresses.internal);
+        let outcome = leases.acquire_lease(client.request(acquire(&tenant.tenant.name))).await;
+        assert_eq!(code_and_reason(outcome), (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn only_the_right_secret_gives_a_token() {
+    let channel = Client::new("").channel(server().addresses.registry);
+    let mut auth = AuthServiceClient::new(channel);
+    let secret = server().secrets().contacts.expose_secret().to_owned();
+    let ask = |id: &str, secret: &str| {
+        Request::new(IssueServiceTokenRequest {
+            client_id: id.to_owned(),
+            client_secret: secret.to_owned(),
+        })
+    };
+
+    assert!(auth.issue_service_token(ask("services/contacts", &secret)).await.is_ok());
+    let refused = (Code::Unauthenticated, "CREDENTIALS_INVALID".to_owned());
+    for (id, secret) in [
+        ("services/messaging", secret.as_str()),
+        ("services/unknown", secret.as_str()),
+        ("services/contacts", &secret[1..]),
+        ("SERVICES/CONTACTS", secret.as_str()),
+    ] {
+        assert_eq!(code_and_reason(auth.issue_service_token(ask(id, secret)).await), refused);
+    }
+    let faults = field_faults(auth.issue_service_token(ask("", "")).await);
+    assert_eq!(faults.len(), 2);
+    assert!(!format!("{:?}", ask("a", "hidden").into_inner()).contains("hidden"));
+}
+
+#[tokio::test]
+async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
+    let contacts = service("contacts");
+    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
+
+    assert_eq!(register(&contacts, &[first]).await.unwrap(), 1);
+    let changed = register(&contacts, &[&format!("{first} ")]).await;
+    let expected = (Code::FailedPrecondition, "MIGRATION_CHANGED".to_owned());
+    assert_eq!(code_and_reason(changed), expected);
+    let unknown = register(&service("unknown"), &["SELECT 1"]).await;
+    assert_eq!(code_and_reason(unknown).0, Code::NotFound);
+    assert_eq!(field_faults(register(&contacts, &[]).await)[0].0, "migrations");
+}
