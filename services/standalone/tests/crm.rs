@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
@@ -253,4 +254,12 @@ fn help_teaches_every_subcommand_and_variable() {
     for word in ["start", "health", "token", "CRM_PORT_BASE", "CRM_EDGE_PORT", "CRM_DATA_DIR"] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
+    assert_eq!(variables(&help), variables(include_str!("../../../.env.example")));
+}
+
+/// The variables that a text names.
+fn variables(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_uppercase() && c != '_')
+        .filter(|word| word.starts_with("CRM_"))
+        .collect()
 }
