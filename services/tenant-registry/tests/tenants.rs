@@ -103,6 +103,16 @@ async fn a_slug_has_one_winner_among_fifty() {
 }
 
 #[tokio::test]
+async fn many_tenants_are_made_at_once() {
+    let outcomes = join_all((0..24).map(|_| create(slugged(&unique("crowd"))))).await;
+
+    let mut names: Vec<_> = outcomes.into_iter().map(|outcome| outcome.unwrap().name).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 24);
+}
+
+#[tokio::test]
 async fn a_repeated_request_makes_one_tenant() {
     let request = CreateTenantRequest {
         request_id: server().clock.new_id().to_string(),

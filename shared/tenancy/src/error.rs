@@ -87,7 +87,11 @@ impl From<StoreError> for ApiError {
             // Not the database's word: the connection broke, or we misread.
             let broken = matches!(
                 error.0,
-                sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::Protocol(_)
+                sqlx::Error::Io(_)
+                    | sqlx::Error::Tls(_)
+                    | sqlx::Error::Protocol(_)
+                    | sqlx::Error::PoolTimedOut
+                    | sqlx::Error::PoolClosed
             );
             return if broken { Self::unavailable(error) } else { Self::internal(error) };
         };

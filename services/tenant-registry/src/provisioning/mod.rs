@@ -12,12 +12,14 @@
 mod cluster;
 mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason};
 use crm_tenancy::StoreError;
 use sqlx::postgres::PgAdvisoryLock;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 pub(crate) use cluster::{Cluster, quoted};
@@ -30,6 +32,9 @@ use crate::lease::{LeaseError, Logins};
 const RESUME_AFTER: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
 /// How often unfinished tenants are looked for.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
+/// How many databases one process makes at once. Each holds a connection to
+/// the registry's database, and needs another one now and then.
+const AT_ONCE: usize = 4;
 
 /// Why a database could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,17 +70,19 @@ pub(crate) struct Provisioner {
     database: Database,
     cluster: Cluster,
     logins: Logins,
+    turns: Arc<Semaphore>,
     clock: Clock,
 }
 
 impl Provisioner {
     pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
         let cluster = Cluster::new(database.cluster.clone());
-        Self { database, cluster, logins, clock }
+        Self { database, cluster, logins, turns: Arc::new(Semaphore::new(AT_ONCE)), clock }
     }
 
     /// Takes a tenant through the steps that are left, until it is active.
     pub(crate) async fn finish(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
+        let _turn = self.turns.acquire().await;
         // One process at a time; the lock goes with its connection.
         let lock = PgAdvisoryLock::new(format!("crm provisioning {tenant_id}"));
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
