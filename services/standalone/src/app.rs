@@ -50,8 +50,6 @@ pub struct Config {
     pub superuser: PgConnectOptions,
     /// The installation's secrets.
     pub secrets: Secrets,
-    /// Where to listen; port 0 takes a free one.
-    pub addresses: Addresses,
     /// The origins that browsers may call the edge from.
     pub edge_origins: Vec<HeaderValue>,
     /// The most database sessions of each data service.
@@ -109,14 +107,14 @@ impl Suite {
     ///
     /// # Errors
     ///
-    /// When a port is taken, or PostgreSQL does not answer or refuses.
+    /// When PostgreSQL does not answer or refuses.
     pub async fn start(
         config: Config,
+        listeners: Listeners,
         clock: Clock,
         shutdown: CancellationToken,
     ) -> Result<Self, Failure> {
-        // Every port first: a port that is taken is said before any work.
-        let (listeners, addresses) = Listeners::bind(&config.addresses).await?;
+        let addresses = listeners.addresses()?;
 
         // The cluster, and the registry in it.
         set_up_cluster(&config).await?;
@@ -215,7 +213,9 @@ impl Suite {
     }
 }
 
-struct Listeners {
+/// The ports, taken.
+#[derive(Debug)]
+pub struct Listeners {
     registry: TcpListener,
     contacts: TcpListener,
     messaging: TcpListener,
@@ -224,23 +224,30 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(at: &Addresses) -> Result<(Self, Addresses), std::io::Error> {
+    /// Takes every port; port 0 takes a free one.
+    ///
+    /// # Errors
+    ///
+    /// Names the address that is taken, who asks for it, and the setting.
+    pub async fn bind(at: &Addresses) -> Result<Self, std::io::Error> {
         const BASE: &str = "--port-base (CRM_PORT_BASE)";
-        let listeners = Self {
+        Ok(Self {
             registry: bind(at.registry, "tenant-registry", BASE).await?,
             contacts: bind(at.contacts, "contacts", BASE).await?,
             messaging: bind(at.messaging, "messaging", BASE).await?,
             internal: bind(at.internal, "tenant-registry (leases)", BASE).await?,
             edge: bind(at.edge, "the edge", "--edge-port (CRM_EDGE_PORT)").await?,
-        };
-        let addresses = Addresses {
-            registry: listeners.registry.local_addr()?,
-            contacts: listeners.contacts.local_addr()?,
-            messaging: listeners.messaging.local_addr()?,
-            internal: listeners.internal.local_addr()?,
-            edge: listeners.edge.local_addr()?,
-        };
-        Ok((listeners, addresses))
+        })
+    }
+
+    fn addresses(&self) -> Result<Addresses, std::io::Error> {
+        Ok(Addresses {
+            registry: self.registry.local_addr()?,
+            contacts: self.contacts.local_addr()?,
+            messaging: self.messaging.local_addr()?,
+            internal: self.internal.local_addr()?,
+            edge: self.edge.local_addr()?,
+        })
     }
 }
 
@@ -273,13 +280,6 @@ fn edge(
     let nobody = Verifier::new(Audience::Public, clock.clone());
     let names = public.map(|(name, _)| name);
     let (own, health) = StackBuilder::default().listing(names).build("edge", nobody, clock)?;
-    let own = [
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1.ServerReflection",
-        "grpc.reflection.v1alpha.ServerReflection",
-    ]
-    .map(|name| (name, own.clone()));
     let public = public.map(|(name, stack)| (name, stack.clone()));
-    let edge = Edge::new(public.into_iter().chain(own)).into_service(origins);
-    Ok((edge, health))
+    Ok((Edge::new(own, public).into_service(origins), health))
 }

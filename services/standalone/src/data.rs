@@ -102,6 +102,11 @@ impl DataDir {
         }
     }
 
+    /// Whether a process has the folder.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.lock(), Err(DataError::InUse(_)))
+    }
+
     /// Where the private PostgreSQL keeps its data.
     pub fn postgres(&self) -> PathBuf {
         self.path.join("postgres")

@@ -100,7 +100,9 @@ pub enum PostgresError {
     #[error("{path} failed ({1}): {2}", path = .0.display())]
     Program(PathBuf, ExitStatus, String),
     /// Something else listens on the port.
-    #[error("port {0} of 127.0.0.1 is taken: stop what listens there, or choose another port")]
+    #[error(
+        "PostgreSQL cannot listen on 127.0.0.1:{0} (Address already in use); --port-base (CRM_PORT_BASE) changes the address"
+    )]
     PortTaken(u16),
     /// The server ended, though nobody stopped it; with the end of its log.
     #[error("PostgreSQL ended ({0}): {1}")]

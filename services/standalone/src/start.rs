@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Addresses, Config, Suite};
+use crate::app::{Addresses, Config, Listeners, Suite};
 use crate::cli::Options;
 use crate::data::DataDir;
 use crate::demo;
@@ -33,6 +33,8 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
     let _lock = data.lock()?;
     let secrets = data.secrets()?;
     let external = superuser(&options)?;
+    // A port that is taken is said before any work.
+    let listeners = Listeners::bind(&options.addresses()).await?;
     let mut postgres = match &external {
         Some(_) => None,
         None => {
@@ -45,11 +47,9 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
                 durable: true,
                 max_connections: MAX_CONNECTIONS,
             };
-            let starting = PrivatePostgres::start(settings, &say);
-            tokio::select! {
-                started = starting => Some(started?),
-                () = shutdown.cancelled() => return Ok(()),
-            }
+            // Not interrupted: half a cluster would be left. A second signal
+            // aborts this, too.
+            Some(PrivatePostgres::start(settings, &say).await?)
         }
     };
     let superuser = external.or(postgres.as_ref().map(PrivatePostgres::connect_options));
@@ -57,12 +57,11 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
     let config = Config {
         superuser,
         secrets,
-        addresses: options.addresses(),
         edge_origins: options.edge_origins.clone(),
         session_budget: SESSION_BUDGET,
     };
     let outcome = tokio::select! {
-        served = serve(config, &options, started, shutdown.clone()) => served,
+        served = serve(config, listeners, &options, started, shutdown.clone()) => served,
         ended = died(&mut postgres) => Err(ended.into()),
     };
     if let Some(postgres) = postgres {
@@ -74,12 +73,13 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
 
 async fn serve(
     config: Config,
+    listeners: Listeners,
     options: &Options,
     started: Instant,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     say("starting tenant-registry, contacts and messaging");
-    let starting = Suite::start(config.clone(), Clock::default(), shutdown.clone());
+    let starting = Suite::start(config.clone(), listeners, Clock::default(), shutdown.clone());
     let suite = tokio::select! {
         suite = starting => suite?,
         () = shutdown.cancelled() => return Ok(()),

@@ -22,7 +22,12 @@ pub(crate) async fn print(
     options: Options,
     tenant: Option<&str>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let secrets = DataDir::open(&options.data_dir)?.secrets()?;
+    let data = DataDir::open(&options.data_dir)?;
+    if !data.is_in_use() {
+        let folder = options.data_dir.display();
+        return Err(format!("nothing runs with the data folder {folder}; `crm start` does").into());
+    }
+    let secrets = data.secrets()?;
     let private =
         || PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(options.postgres_port());
     let cluster = superuser(&options)?.unwrap_or_else(private);

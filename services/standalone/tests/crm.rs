@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -159,8 +159,13 @@ fn it_starts_gives_tokens_stops_at_a_signal_and_finds_its_data_again() {
     assert!(text(&twice.stderr).contains("another crm runs"), "{}", text(&twice.stderr));
 
     let pid = postmaster(&installation.folder.join("data"));
+    // Connections that say nothing keep nobody waiting.
+    let silent = [2, 30].map(|offset| {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, installation.port_base + offset)).unwrap()
+    });
     running.signal("INT");
-    assert!(running.wait(Duration::from_secs(10)).success());
+    assert!(running.wait(Duration::from_secs(5)).success());
+    drop(silent);
     assert!(!is_alive(&pid), "PostgreSQL goes too");
 
     let mut again = installation.start();
@@ -168,6 +173,33 @@ fn it_starts_gives_tokens_stops_at_a_signal_and_finds_its_data_again() {
     assert!(installation.output(&["token", "--tenant", "demo"]).status.success());
     again.signal("TERM");
     assert!(again.wait(Duration::from_secs(10)).success());
+}
+
+#[test]
+fn a_second_signal_aborts_and_takes_postgresql_along() {
+    let installation = Installation::new("abort");
+    let running = installation.start();
+    let ready = Instant::now();
+    while !installation.folder.join("data/postgres").exists() {
+        assert!(ready.elapsed() < Duration::from_secs(10));
+        thread::sleep(Duration::from_millis(10));
+    }
+
+    running.signal("INT");
+    thread::sleep(Duration::from_millis(600));
+    // By now it may have stopped already, which is as well.
+    let pid = running.child.id().to_string();
+    let _sent = Command::new("kill").args(["-s", "INT", &pid]).stderr(Stdio::null()).status();
+
+    let code = running.wait(Duration::from_secs(5)).code();
+    assert!(matches!(code, Some(0 | 143)), "{code:?}");
+    let data = installation.folder.join("data");
+    let left = Command::new("pgrep").arg("-f").arg(&data).output().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !text(&Command::new("pgrep").arg("-f").arg(&data).output().unwrap().stdout).is_empty() {
+        assert!(Instant::now() < deadline, "left behind: {}", text(&left.stdout));
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]

@@ -81,6 +81,17 @@ impl Rules {
         Self::from_descriptors(crate::FILE_DESCRIPTOR_SET)
     }
 
+    /// Only the rules of these services: the others' methods are unknown.
+    #[must_use]
+    pub fn of_services(mut self, names: &[&str]) -> Self {
+        self.0.retain(|path, _| {
+            path.strip_prefix('/')
+                .and_then(|path| path.split_once('/'))
+                .is_some_and(|(service, _)| names.contains(&service))
+        });
+        self
+    }
+
     /// The rule for the method at a path. `None`: there is no such method, or
     /// it has no rule; both are refused.
     pub fn get(&self, path: &str) -> Option<&Access> {

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use crm_error::{ApiError, ErrorReason};
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Method, Request, Response};
-use tonic::Status;
 use tonic::body::Body;
 use tonic_web::GrpcWebLayer;
 use tower::util::BoxCloneSyncService;
@@ -20,15 +19,17 @@ use crate::stack::Stack;
 
 /// Sends each call to the stack that serves it. What is not on the list is
 /// refused, whatever the caller's token.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Edge {
     stacks: Arc<HashMap<&'static str, Stack>>,
+    own: Stack,
 }
 
 impl Edge {
-    /// An edge that answers for these services.
-    pub fn new(stacks: impl IntoIterator<Item = (&'static str, Stack)>) -> Self {
-        Self { stacks: Arc::new(stacks.into_iter().collect()) }
+    /// An edge that answers for these services. `own` serves the edge's own
+    /// methods, health and reflection, and refuses all others.
+    pub fn new(own: Stack, stacks: impl IntoIterator<Item = (&'static str, Stack)>) -> Self {
+        Self { stacks: Arc::new(stacks.into_iter().collect()), own }
     }
 
     /// The edge as browsers need it: CORS for these origins, then gRPC-web.
@@ -46,6 +47,7 @@ impl Edge {
                 name("x-tenant-id"),
                 name("x-user-agent"),
             ])
+            .max_age(Duration::from_secs(600))
             .expose_headers([
                 name("grpc-status"),
                 name("grpc-message"),
@@ -73,13 +75,7 @@ impl Service<Request<Body>> for Edge {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
-        match self.stacks.get(service) {
-            Some(stack) => stack.clone().oneshot(request).boxed(),
-            None => {
-                let error =
-                    ApiError::new(ErrorReason::MethodUnknown, "there is no such method here");
-                async { Ok(Status::from(error).into_http()) }.boxed()
-            }
-        }
+        let stack = self.stacks.get(service).unwrap_or(&self.own);
+        stack.clone().oneshot(request).boxed()
     }
 }

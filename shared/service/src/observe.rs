@@ -56,6 +56,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // Health checks and reflection come all the time and tell little.
+        let routine = request.uri().path().starts_with("/grpc.");
         let id = request_id(request.headers(), &self.layer.clock);
         let span = tracing::info_span!(
             "call",
@@ -75,7 +77,11 @@ where
             };
             let code = settle(&mut response, &id);
             let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-            tracing::info!(code = ?code, micros, "answered");
+            if routine {
+                tracing::debug!(code = ?code, micros, "answered");
+            } else {
+                tracing::info!(code = ?code, micros, "answered");
+            }
             Ok(response)
         };
         Box::pin(observed.instrument(span))

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use crm_error::chain;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -12,13 +13,16 @@ use crate::telemetry::Telemetry;
 /// The exit code for a configuration that cannot be used (sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 /// The exit code after a second signal: 128 + SIGTERM.
-const EXIT_ABORTED: i32 = 143;
+const EXIT_ABORTED: u8 = 143;
+/// Some wrappers send a signal to a process and to its group: what comes this
+/// soon after the first is the same signal again.
+const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
 /// Runs a program to its end.
 ///
 /// The program gets a token that is cancelled by the first SIGINT or SIGTERM:
-/// it then finishes its calls and returns. A second signal ends the process at
-/// once.
+/// it then finishes its calls and returns. A second signal drops the program
+/// where it stands.
 pub fn run<F>(telemetry: &Telemetry, program: impl FnOnce(CancellationToken) -> F) -> ExitCode
 where
     F: Future<Output = Result<(), Box<dyn Error + Send + Sync>>>,
@@ -35,16 +39,20 @@ where
         }
     };
     let outcome = runtime.block_on(async {
-        let shutdown = CancellationToken::new();
+        let (shutdown, abort) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn(watch_signals(
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
             shutdown.clone(),
+            abort.clone(),
         ));
-        program(shutdown).await
+        tokio::select! {
+            ended = program(shutdown) => ended.map(|()| ExitCode::SUCCESS),
+            () = abort.cancelled() => Ok(ExitCode::from(EXIT_ABORTED)),
+        }
     });
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             complain(&chain(error.as_ref()));
             ExitCode::FAILURE
@@ -52,17 +60,27 @@ where
     }
 }
 
-async fn watch_signals(mut interrupt: Signal, mut terminate: Signal, shutdown: CancellationToken) {
-    for _ in 0..2 {
+async fn watch_signals(
+    mut interrupt: Signal,
+    mut terminate: Signal,
+    shutdown: CancellationToken,
+    abort: CancellationToken,
+) {
+    let mut first: Option<Instant> = None;
+    loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if shutdown.is_cancelled() {
-            std::process::exit(EXIT_ABORTED);
+        match first {
+            None => {
+                tracing::info!("stopping: calls in flight are finished; a second signal aborts");
+                shutdown.cancel();
+                first = Some(Instant::now());
+            }
+            Some(first) if first.elapsed() < SAME_SIGNAL => {}
+            Some(_) => return abort.cancel(),
         }
-        tracing::info!("stopping: calls in flight are finished; a second signal aborts them");
-        shutdown.cancel();
     }
 }
 

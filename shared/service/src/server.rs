@@ -3,9 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::transport::Server;
@@ -13,6 +18,11 @@ use tonic::transport::server::TcpIncoming;
 use tower::Service;
 
 use crate::limits;
+
+/// How often a server that stops looks whether it is done.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long it then leaves the connections to the last answers.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Takes an address.
 ///
@@ -29,7 +39,7 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
 }
 
 /// Serves until `shutdown`, then lets calls in flight finish, for 8 seconds at
-/// most.
+/// most. Connections without a call, and streams, are not waited for.
 ///
 /// # Errors
 ///
@@ -45,8 +55,10 @@ where
         + Clone
         + Send
         + 'static,
-    S::Future: Send,
+    S::Future: Send + 'static,
 {
+    let calls = Arc::new(());
+    let service = InFlight { calls: calls.clone(), inner: service };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = Server::builder()
         .accept_http1(http1)
@@ -58,15 +70,53 @@ where
         .max_connection_age(limits::CONNECTION_AGE)
         .max_connection_age_grace(limits::CONNECTION_GRACE)
         .serve_with_incoming_shutdown(service, incoming, shutdown.clone().cancelled_owned());
-    let deadline = async {
+    let drained = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(limits::DRAIN).await;
+        let until = Instant::now() + limits::DRAIN;
+        while Arc::weak_count(&calls) > 0 {
+            if Instant::now() >= until {
+                tracing::warn!("calls in flight were cut off: they did not finish in time");
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        // The last answers are on their way.
+        tokio::time::sleep(LINGER).await;
     };
     tokio::select! {
         served = serving => served,
-        () = deadline => {
-            tracing::warn!("calls in flight were cut off: they did not finish in time");
-            Ok(())
-        }
+        () = drained => Ok(()),
+    }
+}
+
+/// A service that counts the calls it has not answered: each holds a weak
+/// reference.
+#[derive(Clone, Debug)]
+struct InFlight<S> {
+    calls: Arc<()>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for InFlight<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let unanswered = Arc::downgrade(&self.calls);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            drop(unanswered);
+            answer
+        })
     }
 }

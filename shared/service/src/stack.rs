@@ -61,12 +61,15 @@ impl Health {
 #[derive(Debug)]
 pub struct StackBuilder {
     routes: RoutesBuilder,
+    /// What is served here.
     names: Vec<&'static str>,
+    /// What others serve, and reflection tells of all the same.
+    listed: Vec<&'static str>,
 }
 
 impl Default for StackBuilder {
     fn default() -> Self {
-        Self { routes: Routes::builder(), names: Vec::new() }
+        Self { routes: Routes::builder(), names: Vec::new(), listed: Vec::new() }
     }
 }
 
@@ -91,7 +94,7 @@ impl StackBuilder {
     /// Names services that others serve, for reflection alone.
     #[must_use]
     pub fn listing(mut self, names: impl IntoIterator<Item = &'static str>) -> Self {
-        self.names.extend(names);
+        self.listed.extend(names);
         self
     }
 
@@ -107,13 +110,15 @@ impl StackBuilder {
         verifier: Verifier,
         clock: Clock,
     ) -> Result<(Stack, Health), Box<dyn std::error::Error + Send + Sync>> {
-        let rules = Arc::new(Rules::load()?);
+        // What is not served here has no rule here, and is unknown to anyone.
+        let rules = Arc::new(Rules::load()?.of_services(&self.names));
         let reporter = HealthReporter::new();
         let health = HealthService::from_health_reporter(reporter.clone());
         self.routes.add_service(HealthServer::new(health));
         // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
-        self.routes.add_service(reflection(&self.names)?.build_v1()?);
-        self.routes.add_service(reflection(&self.names)?.build_v1alpha()?);
+        let described = [self.names.as_slice(), &self.listed].concat();
+        self.routes.add_service(reflection(&described)?.build_v1()?);
+        self.routes.add_service(reflection(&described)?.build_v1alpha()?);
         let stack = ServiceBuilder::new()
             // Outermost, so that every answer has an id, the project's form,
             // and a line in the log.

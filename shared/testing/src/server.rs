@@ -9,7 +9,7 @@ use std::sync::{OnceLock, mpsc};
 use std::{env, thread};
 
 use crm_clock::Clock;
-use crm_standalone::app::{Addresses, Config, Suite};
+use crm_standalone::app::{Addresses, Config, Listeners, Suite};
 use crm_standalone::data::{DataDir, Secrets};
 use crm_standalone::postgres::{Options, PrivatePostgres};
 use crm_tenant_registry::identity::Identity;
@@ -55,8 +55,7 @@ pub fn server() -> &'static Server {
                 let config = postgres().await;
                 let clock = Clock::default();
                 let shutdown = CancellationToken::new();
-                let suite = Suite::start(config.clone(), clock.clone(), shutdown.clone());
-                let suite = suite.await.unwrap();
+                let suite = suite(config.clone(), clock.clone(), &shutdown).await;
                 suite.ready().await;
                 let identity = identity(&config, clock.clone()).await;
                 send.send(Server { addresses: suite.addresses, clock, identity, config }).unwrap();
@@ -77,7 +76,7 @@ impl Server {
     pub async fn replica_with_budget(&self, session_budget: usize) -> Replica {
         let shutdown = CancellationToken::new();
         let config = Config { session_budget, ..self.config.clone() };
-        let suite = Suite::start(config, self.clock.clone(), shutdown.clone()).await.unwrap();
+        let suite = suite(config, self.clock.clone(), &shutdown).await;
         suite.ready().await;
         let addresses = suite.addresses;
         let stop = shutdown.clone();
@@ -120,6 +119,15 @@ impl Replica {
     }
 }
 
+/// The suite on free ports.
+async fn suite(config: Config, clock: Clock, shutdown: &CancellationToken) -> Suite {
+    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let addresses =
+        Addresses { registry: free, contacts: free, messaging: free, internal: free, edge: free };
+    let listeners = Listeners::bind(&addresses).await.unwrap();
+    Suite::start(config, listeners, clock, shutdown.clone()).await.unwrap()
+}
+
 async fn identity(config: &Config, clock: Clock) -> Identity {
     let registry = crm_standalone::app::registry_config(&config.superuser, &config.secrets);
     crm_tenant_registry::app::identity(&registry, clock).await.unwrap()
@@ -151,11 +159,8 @@ async fn postgres() -> Config {
         .username("postgres")
         .password(secrecy::ExposeSecret::expose_secret(&secrets.superuser))
         .database("postgres");
-    let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let addresses =
-        Addresses { registry: free, contacts: free, messaging: free, internal: free, edge: free };
     let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
-    Config { superuser, secrets, addresses, edge_origins, session_budget: SESSION_BUDGET }
+    Config { superuser, secrets, edge_origins, session_budget: SESSION_BUDGET }
 }
 
 async fn start(data: &DataDir, secrets: &Secrets, folder: &Path) -> u16 {
