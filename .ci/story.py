@@ -710,7 +710,7 @@ def tell_second_start(report, server):
     another_base = {"CRM_PORT_BASE": str(free_base())}
     starts = [
         ("the folder", another_base, str(server.data)),
-        ("a port", elsewhere, str(POSTGRES)),
+        ("a port", elsewhere, str(REGISTRY)),
         ("the edge's port", elsewhere | another_base, str(EDGE)),
     ]
     for what, settings, named in starts:
