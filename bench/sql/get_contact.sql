@@ -1,4 +1,3 @@
-\set n random(1, :contacts)
 SELECT contact_id
      , display_name
      , email
@@ -12,4 +11,4 @@ SELECT contact_id
      , delete_time
      , revision
 FROM contacts.contacts
-WHERE contact_id = md5(:n)::uuid;
+WHERE contact_id = {contact_id};

@@ -12,7 +12,7 @@ use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
 use http::HeaderValue;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,10 @@ use crate::data::Secrets;
 pub const LOCAL_OPERATOR: &str = "serviceAccounts/00000000-0000-7000-8000-000000000001";
 /// How many sessions one process of a service may hold for one tenant.
 const SESSION_CAP: u32 = 10;
+/// Contacts and messaging.
+const DATA_SERVICES: usize = 2;
+/// The registry's own connections, and some for operators.
+const OTHER_CONNECTIONS: usize = 24;
 /// How long the registry may take to stop once nobody needs it.
 const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Sets a cluster up; operators run the same file with psql.
@@ -44,7 +48,7 @@ pub struct Addresses {
 }
 
 /// What the suite is told at its start.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// A superuser of the cluster.
     pub superuser: PgConnectOptions,
@@ -52,8 +56,17 @@ pub struct Config {
     pub secrets: Secrets,
     /// The origins that browsers may call the edge from.
     pub edge_origins: Vec<HeaderValue>,
-    /// The most database sessions of each data service.
+    /// The most database sessions of each data service. It is less where the
+    /// cluster takes fewer connections.
     pub session_budget: usize,
+}
+
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config")
+            .field("session_budget", &self.session_budget)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The suite, serving.
@@ -117,7 +130,7 @@ impl Suite {
         let addresses = listeners.addresses()?;
 
         // The cluster, and the registry in it.
-        set_up_cluster(&config).await?;
+        let session_budget = set_up_cluster(&config).await?;
         let registry = registry_config(&config.superuser, &config.secrets);
         let registry = registry::App::start(registry, clock.clone()).await?;
         let stop_back = CancellationToken::new();
@@ -135,13 +148,13 @@ impl Suite {
         let contacts = crm_contacts::Config {
             registry: endpoints.clone(),
             secret: config.secrets.contacts.clone(),
-            session_budget: config.session_budget,
+            session_budget,
         };
         let contacts = crm_contacts::App::start(contacts, clock.clone()).await?;
         let messaging = crm_messaging::Config {
             registry: endpoints,
             secret: config.secrets.messaging.clone(),
-            session_budget: config.session_budget,
+            session_budget,
         };
         let messaging = crm_messaging::App::start(messaging, clock.clone()).await?;
         let mut front = JoinSet::new();
@@ -251,15 +264,34 @@ impl Listeners {
     }
 }
 
-async fn set_up_cluster(config: &Config) -> Result<(), Failure> {
-    let mut session = PgConnection::connect_with(&config.superuser).await?;
+/// Sets the cluster up, and answers how many sessions each data service may
+/// have there.
+async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
+    // A verifier is no password, and yet nothing for a log.
+    let superuser = config.superuser.clone().disable_statement_logging();
+    let mut session = PgConnection::connect_with(&superuser).await?;
     sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await?;
     // A verifier has no character that would end the literal.
     let verifier = scram_verifier(&config.secrets.registry)?;
     let statement = format!("ALTER ROLE crm_registry PASSWORD '{verifier}'");
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await?;
+    let connections: i32 = sqlx::query_scalar(
+        "SELECT current_setting('max_connections')::int
+             - current_setting('superuser_reserved_connections')::int",
+    )
+    .fetch_one(&mut session)
+    .await?;
     session.close().await?;
-    Ok(())
+    let left = usize::try_from(connections).unwrap_or(0).saturating_sub(OTHER_CONNECTIONS);
+    let budget = config.session_budget.min(left / DATA_SERVICES);
+    if budget < config.session_budget.min(SESSION_CAP as usize) {
+        let needed = OTHER_CONNECTIONS + DATA_SERVICES * SESSION_CAP as usize;
+        return Err(format!(
+            "PostgreSQL takes {connections} connections; max_connections must allow {needed}"
+        )
+        .into());
+    }
+    Ok(budget)
 }
 
 fn edge(

@@ -76,9 +76,21 @@ pub struct Options {
         value_name = "ORIGIN",
         value_delimiter = ',',
         global = true,
+        value_parser = origin,
         default_value = "http://localhost:5173,http://127.0.0.1:5173"
     )]
     pub edge_origins: Vec<HeaderValue>,
+}
+
+/// An exact origin (RFC 6454): a wildcard would let any page act for its
+/// visitors.
+fn origin(text: &str) -> Result<HeaderValue, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let exact = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*', ' ']));
+    match HeaderValue::from_str(text) {
+        Ok(value) if exact => Ok(value),
+        _ => Err("an origin is http:// or https://, a host, and perhaps a port".to_owned()),
+    }
 }
 
 impl Options {

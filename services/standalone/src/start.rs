@@ -108,7 +108,11 @@ async fn died(postgres: &mut Option<PrivatePostgres>) -> postgres::PostgresError
 /// The superuser of a PostgreSQL that is not ours.
 pub(crate) fn superuser(options: &Options) -> Result<Option<PgConnectOptions>, Failure> {
     let Some(url) = &options.database_url else { return Ok(None) };
-    let parsed = url.expose_secret().parse();
+    let url = url.expose_secret();
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err("CRM_DATABASE_URL is no PostgreSQL URL".into());
+    }
+    let parsed = url.parse();
     parsed.map(Some).map_err(|_| "CRM_DATABASE_URL is no PostgreSQL URL".into())
 }
 

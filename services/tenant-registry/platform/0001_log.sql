@@ -35,16 +35,19 @@ CREATE TABLE platform.changes (
     PRIMARY KEY (revision, ordinal)
 );
 
--- Which service may record changes of which resources.
+-- Which service may record changes of which resources, and their names.
 CREATE TABLE platform.resource_types (
     kind smallint PRIMARY KEY,
     service text NOT NULL,
-    collection text NOT NULL UNIQUE
+    pattern text NOT NULL UNIQUE
 );
-INSERT INTO platform.resource_types (kind, service, collection)
-VALUES (1, 'contacts', 'contacts'), (2, 'messaging', 'conversations'), (3, 'messaging', 'messages');
+INSERT INTO platform.resource_types (kind, service, pattern)
+VALUES (1, 'contacts', 'contacts/%'),
+    (2, 'messaging', 'conversations/%'),
+    (3, 'messaging', 'conversations/%/messages/%');
 
 CREATE TABLE platform.requests (
+    service text NOT NULL,
     caller text NOT NULL,
     method text NOT NULL,
     request_id uuid NOT NULL,
@@ -52,9 +55,32 @@ CREATE TABLE platform.requests (
     hash bytea NOT NULL,
     revision bigint NOT NULL,
     expire_time timestamptz NOT NULL,
-    PRIMARY KEY (caller, method, request_id)
+    PRIMARY KEY (service, caller, method, request_id)
 );
 CREATE INDEX requests_expire_time_idx ON platform.requests (expire_time);
+
+-- The service that a session belongs to, by its login
+-- (t_<tenant>_<service>_g<n>). NULL: it is no tenant login.
+CREATE FUNCTION platform.session_service() RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN substring(session_user FROM '^t_[0-9a-f]{32}_([a-z]+)_g[0-9]+$');
+END
+$$;
+
+-- Whether a revision is the one that this transaction took. Others are past,
+-- and past revisions never change.
+CREATE FUNCTION platform.is_own_revision(revision bigint) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT FROM platform.head AS h
+        WHERE h.revision = is_own_revision.revision AND h.xmin = pg_current_xact_id()::xid
+    );
+END
+$$;
 
 -- Takes the next revision for a write. A request_id that was used before by
 -- this caller for this method answers the revision it got then.
@@ -66,6 +92,7 @@ CREATE FUNCTION platform.begin_write(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    own_service text := platform.session_service();
     known record;
 BEGIN
     UPDATE platform.head AS h SET revision = h.revision + 1 RETURNING h.revision INTO revision;
@@ -76,8 +103,8 @@ BEGIN
     -- Writes stand in line behind the head, so that a few expired rows can go
     -- here without ever waiting.
     DELETE FROM platform.requests AS r
-    WHERE (r.caller, r.method, r.request_id) IN (
-        SELECT e.caller, e.method, e.request_id
+    WHERE (r.service, r.caller, r.method, r.request_id) IN (
+        SELECT e.service, e.caller, e.method, e.request_id
         FROM platform.requests AS e
         WHERE e.expire_time <= statement_timestamp()
         ORDER BY e.expire_time
@@ -85,7 +112,8 @@ BEGIN
     );
     SELECT r.hash, r.revision, r.expire_time > statement_timestamp() AS alive INTO known
     FROM platform.requests AS r
-    WHERE r.caller = begin_write.caller
+    WHERE r.service = own_service
+        AND r.caller = begin_write.caller
         AND r.method = begin_write.method
         AND r.request_id = begin_write.request_id;
     IF known.alive THEN
@@ -97,8 +125,9 @@ BEGIN
         is_new := false;
         RETURN;
     END IF;
-    INSERT INTO platform.requests AS r (caller, method, request_id, hash, revision, expire_time)
-    VALUES (begin_write.caller, begin_write.method, begin_write.request_id, begin_write.hash,
+    INSERT INTO platform.requests AS r
+        (service, caller, method, request_id, hash, revision, expire_time)
+    VALUES (own_service, begin_write.caller, begin_write.method, begin_write.request_id, begin_write.hash,
         begin_write.revision, statement_timestamp() + interval '24 hours')
     ON CONFLICT ON CONSTRAINT requests_pkey DO UPDATE
     SET hash = excluded.hash, revision = excluded.revision, expire_time = excluded.expire_time;
@@ -117,12 +146,12 @@ AS $$
 DECLARE
     stored bytea;
 BEGIN
-    -- A login is of one service (t_<tenant>_<service>_g<n>), and records and
-    -- reads back what is that service's own.
+    -- A login records and reads back what is its own service's.
     IF NOT EXISTS (
         SELECT FROM platform.resource_types AS t
         WHERE t.kind = end_write.kind
-            AND t.service = substring(session_user FROM '^t_[0-9a-f]{32}_([a-z]+)_g[0-9]+$')
+            AND t.service = platform.session_service()
+            AND (NOT is_new OR coalesce(name LIKE t.pattern, true))
     ) THEN
         RAISE EXCEPTION 'not a resource of this service' USING ERRCODE = '42501';
     END IF;
@@ -136,6 +165,9 @@ BEGIN
     END IF;
     IF after IS NULL OR name IS NULL THEN
         RAISE EXCEPTION 'the resource changed meanwhile' USING ERRCODE = 'CR002';
+    END IF;
+    IF NOT platform.is_own_revision(revision) THEN
+        RAISE EXCEPTION 'not the revision of this write' USING ERRCODE = '42501';
     END IF;
     INSERT INTO platform.changes (revision, ordinal, kind, name, actor, after)
     VALUES (end_write.revision, end_write.ordinal, end_write.kind, end_write.name,
@@ -152,6 +184,9 @@ CREATE FUNCTION platform.record_effect(
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
+    IF NOT platform.is_own_revision(revision) THEN
+        RAISE EXCEPTION 'not the revision of this write' USING ERRCODE = '42501';
+    END IF;
     INSERT INTO platform.changes (revision, ordinal, kind, name, actor, cause, after)
     SELECT record_effect.revision, coalesce(max(c.ordinal) + 1, 1), record_effect.kind,
         record_effect.name, record_effect.actor, record_effect.cause, record_effect.after
@@ -159,6 +194,26 @@ BEGIN
     WHERE c.revision = record_effect.revision;
 END
 $$;
+
+-- A revision without a change would be a gap in the log: a transaction that
+-- leaves one does not commit.
+CREATE FUNCTION platform.refuse_gap() RETURNS trigger
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM platform.head AS h
+        WHERE h.revision > 0
+            AND NOT EXISTS (SELECT FROM platform.changes AS c WHERE c.revision = h.revision)
+    ) THEN
+        RAISE EXCEPTION 'a revision without a change' USING ERRCODE = '23514';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE CONSTRAINT TRIGGER head_refuse_gap AFTER UPDATE ON platform.head
+    DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION platform.refuse_gap();
 
 -- The tenant's revision. STABLE: within a statement that reads rows it is the
 -- revision of just those rows.

@@ -24,13 +24,19 @@ const REGISTRY_CONNECTIONS: u32 = 10;
 const CLUSTER_CONNECTIONS: u32 = 4;
 
 /// The registry's connections.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Database {
     /// To the registry's own database.
     pub(crate) registry: PgPool,
     /// To the cluster's administrative functions.
     pub(crate) cluster: PgPool,
     options: PgConnectOptions,
+}
+
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Database")
+    }
 }
 
 impl Database {

@@ -18,6 +18,10 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "crm";
 
+/// More faults than this are counted, not named: clients accept no more than
+/// 8 or 16 KiB of metadata, where errors travel.
+const MAX_VIOLATIONS: usize = 25;
+
 type Source = Box<dyn Error + Send + Sync>;
 
 /// A failed call, as the caller will see it; and its cause, which only the log
@@ -76,10 +80,15 @@ impl ApiError {
 
     /// Fields are wrong: all of them at once.
     pub fn invalid(violations: Violations) -> Self {
-        let violations = violations.into_vec();
+        let mut violations = violations.into_vec();
+        let more = violations.len().saturating_sub(MAX_VIOLATIONS);
+        violations.truncate(MAX_VIOLATIONS);
         let mut fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
         fields.dedup();
-        let message = format!("invalid fields: {}", fields.join(", "));
+        let mut message = format!("invalid fields: {}", fields.join(", "));
+        if more > 0 {
+            message.push_str(&format!(", and {more} more faults"));
+        }
         let mut error = Self::new(ErrorReason::InvalidFields, message);
         error.0.violations = violations;
         error
@@ -173,7 +182,7 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::RequestIdReused => Code::InvalidArgument,
         ErrorReason::RequestTooLarge | ErrorReason::SessionsExhausted => Code::ResourceExhausted,
         ErrorReason::DeadlineExceeded => Code::DeadlineExceeded,
-        ErrorReason::MethodUnknown => Code::Unimplemented,
+        ErrorReason::MethodUnknown | ErrorReason::CompressionUnknown => Code::Unimplemented,
         ErrorReason::Overloaded
         | ErrorReason::DependencyUnavailable
         | ErrorReason::SchemaVersionUnsupported => Code::Unavailable,
@@ -186,6 +195,7 @@ pub fn code(reason: ErrorReason) -> Code {
         ErrorReason::SlugTaken => Code::AlreadyExists,
         ErrorReason::TenantInactive
         | ErrorReason::MigrationChanged
+        | ErrorReason::MigrationFailed
         | ErrorReason::ResourceDeleted
         | ErrorReason::ConversationClosed => Code::FailedPrecondition,
         ErrorReason::ConcurrentChange => Code::Aborted,
@@ -211,6 +221,9 @@ pub fn normalize(status: &Status) -> Option<ApiError> {
         Code::DeadlineExceeded => deadline_exceeded(),
         Code::Cancelled if status.message() == "Timeout expired" => deadline_exceeded(),
         Code::Cancelled => ApiError::new(ErrorReason::Cancelled, "the call was given up"),
+        Code::Unimplemented if status.message().contains("compress") => {
+            ApiError::new(ErrorReason::CompressionUnknown, status.message())
+        }
         Code::Unimplemented => ApiError::new(ErrorReason::MethodUnknown, status.message()),
         Code::Unavailable => ApiError::new(ErrorReason::Overloaded, "the server is overloaded")
             .with_retry_after(Duration::from_secs(1)),

@@ -3,6 +3,9 @@
 
 use std::fmt;
 
+/// How much of a map's key a path shows, in characters.
+const MAX_KEY: usize = 32;
+
 /// A field that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -88,7 +91,11 @@ impl fmt::Display for Path<'_> {
             Path::Field(Path::Root, name) => f.write_str(name),
             Path::Field(parent, name) => write!(f, "{parent}.{name}"),
             Path::Item(parent, index) => write!(f, "{parent}[{index}]"),
-            Path::Key(parent, key) => write!(f, "{parent}[{key:?}]"),
+            Path::Key(parent, key) => {
+                // A path is a hint for people, and travels in metadata.
+                let end = key.char_indices().nth(MAX_KEY).map_or(key.len(), |(end, _)| end);
+                write!(f, "{parent}[{:?}]", &key[..end])
+            }
         }
     }
 }

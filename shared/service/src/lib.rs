@@ -12,6 +12,7 @@ mod run;
 mod server;
 mod stack;
 mod telemetry;
+pub mod text;
 mod time;
 
 pub use edge::Edge;

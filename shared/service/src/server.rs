@@ -38,7 +38,7 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
     })
 }
 
-/// Serves until `shutdown`, then lets calls in flight finish, for 8 seconds at
+/// Serves until `shutdown`, then lets calls in flight finish, for 6 seconds at
 /// most. Connections without a call, and streams, are not waited for.
 ///
 /// # Errors

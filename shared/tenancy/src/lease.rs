@@ -23,7 +23,6 @@ const DIES_AFTER: Duration = Duration::from_secs(15 * 60);
 const CACHED_LEASES: u64 = 100_000;
 
 /// How one tenant's database is reached.
-#[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) options: PgConnectOptions,
     pub(crate) session_cap: usize,
@@ -33,6 +32,12 @@ pub(crate) struct Lease {
     pub(crate) access_version: u64,
     acquired: Instant,
     renewing: AtomicBool,
+}
+
+impl std::fmt::Debug for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lease").field("generation", &self.generation).finish_non_exhaustive()
+    }
 }
 
 /// The leases of one service.
@@ -119,6 +124,7 @@ fn connect_options(lease: &AcquireLeaseResponse, application: &str) -> PgConnect
             ("statement_timeout", format!("{timeout}ms")),
             ("lock_timeout", format!("{timeout}ms")),
             ("idle_in_transaction_session_timeout", "10s".to_owned()),
+            ("default_transaction_read_only", "off".to_owned()),
             // The server notices a dead client while it runs a statement.
             ("client_connection_check_interval", "1s".to_owned()),
         ])

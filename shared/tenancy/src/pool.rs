@@ -54,6 +54,8 @@ pub(crate) struct Pool {
     in_use: HashMap<TenantId, usize>,
     /// The longest waiting first.
     waiters: VecDeque<Waiter>,
+    /// When a session was last found broken.
+    last_broken: Option<Instant>,
 }
 
 impl Pool {
@@ -64,6 +66,7 @@ impl Pool {
             idle: VecDeque::new(),
             in_use: HashMap::new(),
             waiters: VecDeque::new(),
+            last_broken: None,
         }
     }
 
@@ -81,6 +84,16 @@ impl Pool {
         let (grant, granted) = oneshot::channel();
         self.waiters.push_back(Waiter { tenant, session_cap, grant });
         Err(granted)
+    }
+
+    /// When a session was last found broken: others may be, too.
+    pub(crate) fn last_broken(&self) -> Option<Instant> {
+        self.last_broken
+    }
+
+    /// Remembers that a session was found broken.
+    pub(crate) fn mark_broken(&mut self, at: Instant) {
+        self.last_broken = Some(at);
     }
 
     /// Takes a clean session back.

@@ -1,5 +1,6 @@
 //! Running a use case's work on a session of its tenant.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use crate::registry::RegistryClient;
 
 /// How long a caller waits for a session.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many calls of one tenant may be under way, waiting ones included.
+const CALLS_PER_TENANT: usize = 128;
 /// How many sessions may be opening at once.
 const CONNECTS_AT_ONCE: usize = 8;
 /// How long opening one may take.
@@ -26,6 +29,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a session may lie idle.
 const IDLE_FOR: Duration = Duration::from_secs(120);
+/// After how long an idle session is asked whether it is still there.
+const ASK_AFTER: Duration = Duration::from_secs(1);
 /// How old a session may become, more or less a fifth.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// How often idle sessions are looked over.
@@ -33,6 +38,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long any work may take. Statements have timeouts of their own; this
 /// catches what hangs all the same.
 const WORK_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// How long the work that still runs is waited for at the end.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// What a service needs of its sessions.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +63,8 @@ struct Shared {
     settings: Settings,
     leases: Leases,
     pool: Mutex<Pool>,
+    /// Calls under way, by tenant.
+    calls: Mutex<HashMap<TenantId, usize>>,
     connects: Semaphore,
     tasks: TaskTracker,
 }
@@ -104,6 +114,7 @@ impl TenantSessions {
             settings,
             leases: Leases::new(registry, settings.application),
             pool: Mutex::new(Pool::new(settings.budget)),
+            calls: Mutex::default(),
             connects: Semaphore::new(CONNECTS_AT_ONCE),
             tasks: TaskTracker::new(),
         });
@@ -125,28 +136,43 @@ impl TenantSessions {
         E: From<SessionError> + Send + 'static,
     {
         let shared = self.0.clone();
+        let turn = shared.admit(context.tenant())?;
         let claims = context.tenant_claims();
         let tenant = context.tenant();
         let task = async move {
             let mut checkout = shared.check_out(tenant, claims).await?;
             let outcome = checkout.use_for(work).await;
             checkout.check_in();
+            drop(turn);
             outcome
         };
         let task = self.0.tasks.spawn(task.instrument(tracing::Span::current()));
         task.await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 
-    /// Waits for the work that still runs. Call it when no more comes.
+    /// Waits for the work that still runs, for a second at most: what takes
+    /// longer is undone when its session ends. Call it when no more comes.
     pub async fn drain(&self) {
         self.0.tasks.close();
-        self.0.tasks.wait().await;
+        let _ended = timeout(DRAIN, self.0.tasks.wait()).await;
     }
 }
 
 impl Shared {
     fn pool(&self) -> MutexGuard<'_, Pool> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a call in, unless its tenant has too many under way already: one
+    /// tenant must not fill the queue for all.
+    fn admit(self: &Arc<Self>, tenant: TenantId) -> Result<Turn, SessionError> {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = calls.entry(tenant).or_insert(0);
+        if *count >= CALLS_PER_TENANT {
+            return Err(SessionError::Exhausted);
+        }
+        *count += 1;
+        Ok(Turn { shared: self.clone(), tenant })
     }
 
     async fn check_out(
@@ -164,15 +190,26 @@ impl Shared {
         // From here on the permit is ours, and goes back however this ends.
         let mut checkout = Checkout { shared: self.clone(), tenant, session: None, busy: true };
         match grant {
-            Grant::Session(session) if session.generation == lease.generation => {
-                checkout.session = Some(session);
-                return Ok(checkout);
+            Grant::Session(mut session) => {
+                if session.generation == lease.generation && self.is_usable(&mut session).await {
+                    checkout.session = Some(session);
+                    return Ok(checkout);
+                }
+                close(session.connection).await;
             }
-            Grant::Session(session) | Grant::Replace(session) => close(session.connection).await,
+            Grant::Replace(session) => close(session.connection).await,
             Grant::Permit => {}
         }
         checkout.session = Some(Box::new(self.open(tenant, &lease).await?));
         Ok(checkout)
+    }
+
+    /// Whether an idle session is still there. It is asked only if it has been
+    /// idle for a while, or if another broke since.
+    async fn is_usable(&self, session: &mut Session) -> bool {
+        let fresh = session.last_used.elapsed() < ASK_AFTER
+            && self.pool().last_broken().is_none_or(|broken| broken < session.last_used);
+        fresh || is_settled(&mut session.connection).await
     }
 
     fn check_lease(&self, lease: &Lease, claims: TenantClaims) -> Result<(), SessionError> {
@@ -225,11 +262,40 @@ impl Shared {
                 })
             }
             Ok(Err(error)) => {
-                // The login or the database may have changed: ask again.
-                self.leases.forget(tenant).await;
+                if is_lease_void(&error) {
+                    self.leases.forget(tenant).await;
+                }
                 Err(failed(error.into()))
             }
             Err(elapsed) => Err(failed(elapsed.into())),
+        }
+    }
+}
+
+/// Whether the server knows nothing of the lease's login or database, or does
+/// not let it in: the registry is asked again. A server that is merely away
+/// takes no lease with it.
+fn is_lease_void(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // Wrong password, unknown role, unknown database, no right to connect,
+    // closed to connections (PostgreSQL, appendix A).
+    code.is_some_and(|code| ["28P01", "28000", "3D000", "42501", "55000"].contains(&code.as_ref()))
+}
+
+/// A call that was let in.
+struct Turn {
+    shared: Arc<Shared>,
+    tenant: TenantId,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut calls = self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = calls.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                calls.remove(&self.tenant);
+            }
         }
     }
 }
@@ -256,7 +322,13 @@ impl Checkout {
         let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
         self.busy = match &outcome {
             Ok(Ok(_)) => lent.connection.is_in_transaction(),
-            Ok(Err(_)) => !is_settled(&mut lent.connection).await,
+            Ok(Err(_)) => {
+                let settled = is_settled(&mut lent.connection).await;
+                if !settled {
+                    self.shared.pool().mark_broken(Instant::now());
+                }
+                !settled
+            }
             Err(_) => true,
         };
         let connection = lent.connection;

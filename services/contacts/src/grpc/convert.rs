@@ -3,6 +3,7 @@
 use crm_error::Violations;
 use crm_proto::contacts::v1 as pb;
 use crm_proto::messaging::v1 as messaging_pb;
+use crm_service::text::is_blank;
 use crm_service::timestamp;
 use prost::Message as _;
 use prost_types::value::Kind;
@@ -33,7 +34,7 @@ pub(super) fn new_contact(contact: pb::Contact, violations: &mut Violations) -> 
 
 /// A blank text is absent.
 fn present(text: String) -> Option<String> {
-    (!text.trim().is_empty()).then_some(text)
+    (!is_blank(&text)).then_some(text)
 }
 
 impl From<Contact> for pb::Contact {

@@ -83,7 +83,9 @@ fn page_query(
         query.push(" AND c.contact_id = ").push_bind(contact_id);
     }
     if let Some(Cursor { after, .. }) = cursor {
-        query.push(" AND (c.create_time, c.conversation_id) < (").push_bind(after.create_time);
+        query
+            .push(" AND (c.create_time, c.conversation_id) < (")
+            .push_bind(storable(after.create_time));
         query.push(", ").push_bind(after.id).push(")");
     }
     query.push(" ORDER BY c.create_time DESC, c.conversation_id DESC LIMIT ");
@@ -112,6 +114,12 @@ fn page_query(
         ORDER BY page.create_time DESC, page.conversation_id DESC, m.revision",
     );
     query
+}
+
+/// A page token may carry any time; PostgreSQL has not all of them.
+fn storable(time: DateTime<Utc>) -> DateTime<Utc> {
+    let end = DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::UNIX_EPOCH);
+    time.clamp(DateTime::UNIX_EPOCH, end)
 }
 
 /// Puts lines together. A page whose messages are large is cut short.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use crm_error::Violations;
 pub(crate) use crm_proto::messaging::v1::message::SenderType;
+use crm_service::text::is_blank;
 use uuid::Uuid;
 
 /// The most text in one page, in bytes: many clients take no answer of more
@@ -54,7 +55,7 @@ impl NewMessage {
     /// Adds what the rules of a message find wrong; fields are those of the
     /// request.
     pub(crate) fn check(content: &str, violations: &mut Violations) {
-        if content.trim().is_empty() {
+        if is_blank(content) {
             violations.add("message.content", "NOT_BLANK", "It must not be blank.");
         }
     }

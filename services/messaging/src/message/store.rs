@@ -21,6 +21,7 @@ struct ConversationRow {
     state: i16,
     last_message_time: Option<DateTime<Utc>>,
     create_time: DateTime<Utc>,
+    update_time: DateTime<Utc>,
     delete_time: Option<DateTime<Utc>>,
 }
 
@@ -94,7 +95,7 @@ async fn open_conversation(
     id: Uuid,
 ) -> Result<Conversation, MessageError> {
     let row: Option<ConversationRow> = sqlx::query_as(
-        "SELECT contact_id, state, last_message_time, create_time, delete_time
+        "SELECT contact_id, state, last_message_time, create_time, update_time, delete_time
          FROM messaging.conversations
          WHERE conversation_id = $1",
     )
@@ -116,7 +117,7 @@ async fn open_conversation(
         state,
         last_message_time: row.last_message_time,
         create_time: row.create_time,
-        update_time: row.create_time,
+        update_time: row.update_time,
         delete_time: None,
         revision: 0,
         messages: Vec::new(),

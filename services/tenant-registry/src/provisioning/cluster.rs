@@ -5,9 +5,15 @@ use crm_tenancy::StoreError;
 use sqlx::{AssertSqlSafe, PgPool};
 
 /// The administrative side of a PostgreSQL cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Cluster {
     pool: PgPool,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cluster")
+    }
 }
 
 /// An identifier, quoted (PostgreSQL, section 4.1.1).

@@ -11,9 +11,9 @@ mod store;
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgAdvisoryLock;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 pub(crate) use store::{MigrationRow, add_cluster};
 
@@ -42,6 +42,8 @@ pub(crate) enum SchemaError {
         #[source]
         source: sqlx::Error,
     },
+    #[error("a migration made or removed schemas: {0}")]
+    Stray(String),
     #[error("a secret could not be made")]
     Seal(#[from] SealError),
     #[error("a statement failed")]
@@ -63,7 +65,12 @@ impl From<SchemaError> for ApiError {
                 ErrorReason::MigrationChanged,
                 format!("migration {version} was changed after it was registered"),
             ),
-            SchemaError::Migration { .. } | SchemaError::Seal(_) => Self::internal(error),
+            SchemaError::Migration { .. } | SchemaError::Stray(_) => Self::new(
+                ErrorReason::MigrationFailed,
+                "a migration does not run; nothing of the set was taken in",
+            )
+            .with_source(error),
+            SchemaError::Seal(_) => Self::internal(error),
             SchemaError::Store(error) => error.into(),
             SchemaError::Task(error) => error.into(),
         }
@@ -134,108 +141,150 @@ impl Schemas {
                 return Err(SchemaError::Changed(migration.version));
             }
         }
+        // A set is known only once a template has it: one that does not run
+        // leaves nothing behind.
+        let mut tx = connection.begin().await.map_err(StoreError::from)?;
         for migration in migrations.iter().skip(known.len()) {
             let checksum = fingerprint(&migration.sql);
-            store::insert_migration(
-                &mut connection,
-                service,
-                migration,
-                &checksum,
-                self.clock.now(),
-            )
-            .await?;
+            store::insert_migration(&mut tx, service, migration, &checksum, self.clock.now())
+                .await?;
         }
-        self.ensure_template(&mut connection).await?;
+        self.ensure_template(&mut tx).await?;
+        tx.commit().await.map_err(StoreError::from)?;
         connection.release_now().await.map_err(StoreError::from)?;
         Ok(u32::try_from(migrations.len().max(known.len())).unwrap_or(u32::MAX))
     }
 
-    /// Makes a new template where the current one lacks a migration.
-    async fn ensure_template(&self, connection: &mut PgConnection) -> Result<(), SchemaError> {
-        for (id, name) in store::unfinished_templates(connection).await? {
+    /// Makes a new template where the current one lacks a migration. What is
+    /// in the making is written down outside `tx`, to be found after a crash.
+    async fn ensure_template(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
+        let registry = &self.database.registry;
+        for (id, name) in store::unfinished_templates(registry).await? {
             self.cluster.drop(&name).await?;
-            store::delete_database(connection, id).await?;
+            store::delete_database(registry, id).await?;
         }
-        for cluster in store::clusters_behind(connection).await? {
+        for cluster in store::clusters_behind(tx).await? {
             let id = self.clock.new_id();
-            let name =
-                store::plan_template(connection, id, &cluster.cluster, self.clock.now()).await?;
+            let now = self.clock.now();
+            let name = store::plan_template(registry, id, &cluster.cluster, now).await?;
             let base = cluster.template.as_deref().unwrap_or("template0");
             tracing::info!(template = name, base, "making a template");
             self.cluster.clone_closed(&name, base).await?;
             self.cluster.lock(&name).await?;
             self.cluster.allow_connections(&name, true).await?;
-            self.migrate(connection, &cluster, &name).await?;
+            self.migrate(tx, &cluster, &name).await?;
             self.cluster.allow_connections(&name, false).await?;
-            store::finish_template(connection, id, &cluster.cluster, Step::Ready).await?;
+            store::finish_template(tx, id, &cluster.cluster, Step::Ready).await?;
         }
         Ok(())
     }
 
     async fn migrate(
         &self,
-        connection: &mut PgConnection,
+        tx: &mut PgConnection,
         cluster: &store::ClusterBehind,
         database: &str,
     ) -> Result<(), SchemaError> {
         let mut own = self.database.connect_to(database).await?;
-        // Nothing of this project lives in the schema that everyone shares.
-        sqlx::raw_sql("DROP SCHEMA IF EXISTS public")
-            .execute(&mut own)
-            .await
-            .map_err(StoreError::from)?;
+        if cluster.template_id.is_none() {
+            // Nothing of this project lives in the schema that everyone shares.
+            sqlx::raw_sql("DROP SCHEMA public")
+                .execute(&mut own)
+                .await
+                .map_err(StoreError::from)?;
+        }
         // A migration may grant to another service: the roles of all come first.
-        let mut passwords = Vec::new();
-        for service in store::services(connection).await? {
+        let services = store::services(tx).await?;
+        let mut migrators = Vec::new();
+        for service in &services {
             let password = new_secret()?;
-            self.cluster.ensure_service(&service, &scram_verifier(&password)?).await?;
-            passwords.push((service, password));
+            self.cluster.ensure_service(service, &scram_verifier(&password)?).await?;
+            migrators.push(Migrator::new(service, password));
         }
-        for (service, password) in passwords {
-            let pending = store::pending(connection, cluster.template_id, &service).await?;
-            if pending.is_empty() {
-                continue;
+        for migrator in migrators {
+            let pending = store::pending(tx, cluster.template_id, &migrator.service).await?;
+            if !pending.is_empty() {
+                self.migrate_service(&migrator, database, &pending).await?;
             }
-            let (owner, login) =
-                (format!("crm_{service}_owner"), format!("crm_{service}_migrator"));
-            self.cluster.grant("CONNECT", database, &login).await?;
-            self.cluster.grant("CREATE", database, &owner).await?;
-            let mut session =
-                self.database.connect_as(database, &login, password.expose_secret()).await?;
-            let applied = apply(&mut session, &service, &owner, &pending).await;
-            sqlx::Connection::close(session).await.map_err(StoreError::from)?;
-            self.cluster.revoke("CREATE", database, &owner).await?;
-            self.cluster.revoke("CONNECT", database, &login).await?;
-            applied?;
         }
+        let stray = store::stray_schemas(&mut own, &services).await?;
         sqlx::Connection::close(own).await.map_err(StoreError::from)?;
-        Ok(())
+        if stray.is_empty() { Ok(()) } else { Err(SchemaError::Stray(stray.join(", "))) }
     }
+
+    async fn migrate_service(
+        &self,
+        migrator: &Migrator,
+        database: &str,
+        pending: &[MigrationRow],
+    ) -> Result<(), SchemaError> {
+        self.cluster.grant("CONNECT", database, &migrator.login).await?;
+        let password = migrator.password.expose_secret();
+        let mut session = self.database.connect_as(database, &migrator.login, password).await?;
+        if pending.first().is_some_and(|first| first.version == 1) {
+            // The right to make a schema lasts for just this one.
+            self.cluster.grant("CREATE", database, &migrator.owner).await?;
+            let made = prepare(&mut session, migrator).await;
+            self.cluster.revoke("CREATE", database, &migrator.owner).await?;
+            made?;
+        }
+        let applied = apply(&mut session, migrator, pending).await;
+        sqlx::Connection::close(session).await.map_err(StoreError::from)?;
+        self.cluster.revoke("CONNECT", database, &migrator.login).await?;
+        applied
+    }
+}
+
+/// Who runs a service's migrations: a login that is a member of the owner of
+/// its schema, and of nothing else. The password is new each time.
+struct Migrator {
+    service: String,
+    owner: String,
+    login: String,
+    password: SecretString,
+}
+
+impl Migrator {
+    fn new(service: &str, password: SecretString) -> Self {
+        Self {
+            service: service.to_owned(),
+            owner: format!("crm_{service}_owner"),
+            login: format!("crm_{service}_migrator"),
+            password,
+        }
+    }
+}
+
+/// Makes the schema of a service, in which PUBLIC has no rights by default.
+async fn prepare(session: &mut PgConnection, migrator: &Migrator) -> Result<(), StoreError> {
+    let (schema, owner) = (quoted(&migrator.service), quoted(&migrator.owner));
+    let statements = format!(
+        "SET ROLE {owner};
+         CREATE SCHEMA {schema};
+         ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
+         ALTER DEFAULT PRIVILEGES REVOKE USAGE ON TYPES FROM PUBLIC;"
+    );
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(session).await?;
+    Ok(())
 }
 
 /// Runs migrations as the owner of their schema, each in a transaction.
 async fn apply(
     session: &mut PgConnection,
-    service: &str,
-    owner: &str,
+    migrator: &Migrator,
     pending: &[MigrationRow],
 ) -> Result<(), SchemaError> {
-    let (schema, role) = (quoted(service), quoted(owner));
-    let prepare = format!(
-        "SET ROLE {role};
-         CREATE SCHEMA IF NOT EXISTS {schema};
-         ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
-         ALTER DEFAULT PRIVILEGES REVOKE USAGE ON TYPES FROM PUBLIC;
-         SET lock_timeout = '2s';"
-    );
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *session).await.map_err(StoreError::from)?;
+    let owner = quoted(&migrator.owner);
     for migration in pending {
         let failed = |source| SchemaError::Migration {
-            service: service.to_owned(),
+            service: migrator.service.clone(),
             version: migration.version,
             source,
         };
-        let statements = format!("BEGIN;\n{}\n;COMMIT;", migration.sql);
+        let statements = format!(
+            "RESET ALL; SET ROLE {owner}; SET lock_timeout = '2s';\nBEGIN;\n{}\n;COMMIT;",
+            migration.sql
+        );
         sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *session).await.map_err(failed)?;
     }
     Ok(())

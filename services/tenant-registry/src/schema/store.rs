@@ -113,22 +113,16 @@ pub(super) async fn insert_migration(
 
 /// Templates whose making was cut off.
 pub(super) async fn unfinished_templates(
-    connection: &mut PgConnection,
+    registry: &PgPool,
 ) -> Result<Vec<(Uuid, String)>, StoreError> {
     let templates = sqlx::query_as(
         "SELECT database_id, name FROM databases WHERE purpose = 'template' AND step <> $1",
     );
-    Ok(templates.bind(Step::Ready.as_str()).fetch_all(connection).await?)
+    Ok(templates.bind(Step::Ready.as_str()).fetch_all(registry).await?)
 }
 
-pub(super) async fn delete_database(
-    connection: &mut PgConnection,
-    id: Uuid,
-) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM databases WHERE database_id = $1")
-        .bind(id)
-        .execute(connection)
-        .await?;
+pub(super) async fn delete_database(registry: &PgPool, id: Uuid) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM databases WHERE database_id = $1").bind(id).execute(registry).await?;
     Ok(())
 }
 
@@ -150,9 +144,24 @@ pub(super) async fn clusters_behind(
     Ok(rows.fetch_all(connection).await?)
 }
 
+/// Schemas that are there and should not be, or belong to another owner than
+/// they should.
+pub(super) async fn stray_schemas(
+    template: &mut PgConnection,
+    services: &[String],
+) -> Result<Vec<String>, StoreError> {
+    let stray = sqlx::query_scalar(
+        "SELECT nspname::text
+         FROM pg_namespace
+         WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+             AND NOT (nspname = ANY($1) AND nspowner::regrole::text = 'crm_' || nspname || '_owner')",
+    );
+    Ok(stray.bind(services).fetch_all(template).await?)
+}
+
 /// Gives a new template its name.
 pub(super) async fn plan_template(
-    connection: &mut PgConnection,
+    registry: &PgPool,
     id: Uuid,
     cluster: &str,
     now: DateTime<Utc>,
@@ -163,7 +172,7 @@ pub(super) async fn plan_template(
          RETURNING name",
     );
     let name = name.bind(id).bind(cluster).bind(Step::Planned.as_str()).bind(now);
-    Ok(name.fetch_one(connection).await?)
+    Ok(name.fetch_one(registry).await?)
 }
 
 /// Makes a template the one that tenants are cloned from.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use crm_error::Violations;
 use crm_proto::registry::v1::tenant::{Kind, State};
+use crm_service::text::is_blank;
 use uuid::Uuid;
 
 /// The longest slug: a DNS label (RFC 1035, section 2.3.4).
@@ -55,7 +56,7 @@ impl NewTenant {
     /// Adds what the rules of a tenant find wrong; fields are those of the
     /// request.
     pub(crate) fn check(&self, violations: &mut Violations) {
-        if self.display_name.trim().is_empty() {
+        if is_blank(&self.display_name) {
             violations.add("tenant.display_name", "NOT_BLANK", "It must not be blank.");
         }
         if let Some(slug) = &self.slug

@@ -72,17 +72,11 @@ pub(super) async fn claim_request(
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
-    sqlx::query(
-        "DELETE FROM requests
-         WHERE caller = $1 AND method = $2 AND request_id = $3 AND expire_time <= $4",
-    )
-    .bind(request.caller)
-    .bind(METHOD)
-    .bind(request.request_id)
-    .bind(now)
-    .execute(&mut *connection)
-    .await
-    .map_err(failed)?;
+    sqlx::query("DELETE FROM requests WHERE expire_time <= $1")
+        .bind(now)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
     let row: Option<(Vec<u8>, Uuid, Option<Vec<u8>>)> = sqlx::query_as(
         "SELECT hash, tenant_id, response
          FROM requests

@@ -1,0 +1,118 @@
+//! Measures the suite beside PostgreSQL's own pgbench, in the same run and in
+//! turns, and prints one table. It asserts nothing about time.
+
+mod client;
+mod cpu;
+mod measure;
+mod pgbench;
+mod readings;
+mod report;
+mod suite;
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::measure::Bench;
+use crate::pgbench::Pgbench;
+use crate::report::Row;
+use crate::suite::Suite;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Measures the suite beside PostgreSQL's own pgbench, and prints one table
+#[derive(Debug, Parser)]
+#[command(name = "crm-bench", version)]
+struct Options {
+    /// The program to measure, built in release
+    #[arg(long, value_name = "PROGRAM", default_value = "target/release/crm")]
+    crm: PathBuf,
+    /// How often each side is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long one measurement of a rate takes
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// How many calls are under way at a time
+    #[arg(long, value_delimiter = ',', default_value = "8,32",
+          value_parser = clap::value_parser!(u32).range(1..=256))]
+    in_flight: Vec<u32>,
+    /// Over how many HTTP/2 connections calls are spread
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    channels: u32,
+    /// How many contacts the tenant has whose contacts are read
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(i32).range(1..))]
+    contacts: i32,
+    /// How many tenants are made, and then called for the first time
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
+    tenants: u32,
+    /// What the program logs, into a file
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let outcome =
+        runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(options))).and_then(
+            |rows| write!(io::stdout().lock(), "{}", report::table(&rows)).map_err(Into::into),
+        );
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("crm-bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts the program, measures it, and stops it however that ends.
+async fn run(options: Options) -> Result<Vec<Row>, Failure> {
+    let pgbench = Pgbench::find().await?;
+    let suite = Suite::spawn(&options.crm, &options.log)?;
+    let bench = Bench { options, pgbench, suite };
+    let outcome = tokio::select! {
+        rows = Box::pin(measure_all(&bench)) => rows,
+        interrupted = interrupted() => Err(interrupted),
+    };
+    bench.suite.stop().await?;
+    outcome
+}
+
+async fn measure_all(bench: &Bench) -> Result<Vec<Row>, Failure> {
+    say("starting the program");
+    bench.suite.wait_until_serving().await?;
+    let mut rows = readings::get_contact::read(bench).await?;
+    rows.extend(readings::create_contact::read(bench).await?);
+    rows.extend(readings::create_tenant::read(bench).await?);
+    rows.push(readings::cold_tenant::read(bench).await?);
+    Ok(rows)
+}
+
+/// Waits for a signal that asks this program to stop.
+async fn interrupted() -> Failure {
+    let signals = signal(SignalKind::interrupt()).and_then(|interrupt| {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok((interrupt, terminate))
+    });
+    let (mut interrupt, mut terminate) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return error.into(),
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    "interrupted".into()
+}
+
+/// Progress goes to people; the table alone goes to standard output.
+fn say(text: &str) {
+    // Where standard error is closed there is nobody to tell.
+    let _told = writeln!(io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,6 @@
+//! What is measured: a file for each reading.
+
+pub(crate) mod cold_tenant;
+pub(crate) mod create_contact;
+pub(crate) mod create_tenant;
+pub(crate) mod get_contact;
