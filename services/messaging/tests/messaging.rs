@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
 use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
@@ -185,6 +187,22 @@ async fn a_page_token_is_good_for_its_own_list_only() {
     assert_eq!(field_faults(foreign), [("page_token".to_owned(), "PAGE_TOKEN".to_owned())]);
     assert_eq!(field_faults(elsewhere)[0].0, "page_token");
     assert_eq!(field_faults(otherwise)[0].0, "page_token");
+    // A token that was taken apart and put together again, for another time.
+    let conversations = ListConversationsRequest { page_size: 1, ..Default::default() };
+    let token = list_conversations(&admin, conversations.clone()).await.unwrap().next_page_token;
+    for time in ["-4800-01-01T00:00:00Z", "+262142-12-31T00:00:00Z"] {
+        let mut parts: serde_json::Value =
+            serde_json::from_slice(&URL_SAFE_NO_PAD.decode(&token).unwrap()).unwrap();
+        parts["a"]["create_time"] = time.into();
+        let page_token = URL_SAFE_NO_PAD.encode(parts.to_string());
+        list_conversations(
+            &admin,
+            ListConversationsRequest { page_token, ..conversations.clone() },
+        )
+        .await
+        .unwrap();
+    }
+    let token = list(&admin, &parent, 1, "").await.unwrap().next_page_token;
     for junk in ["x", "AAAA", "e30", &token[1..], &"a".repeat(1024)] {
         assert_eq!(field_faults(list(&admin, &parent, 1, junk).await)[0].0, "page_token", "{junk}");
     }

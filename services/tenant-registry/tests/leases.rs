@@ -123,6 +123,21 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
     let first = include_str!("../../contacts/migrations/0001_contacts.sql");
 
     assert_eq!(register(&contacts, &[first]).await.unwrap(), 1);
+    // What does not run is not taken in, and stands in nobody's way.
+    for bad in [
+        "ALTER TABLE contacts.contacts ADD COLUMN x nosuchtype",
+        "CREATE SCHEMA sales",
+        "ALTER SCHEMA contacts RENAME TO mine",
+        "DROP SCHEMA contacts CASCADE; SELECT 1/0",
+        "RESET ROLE; SET ROLE crm_platform_owner",
+        "UPDATE platform.head SET revision = 7",
+    ] {
+        let outcome = register(&contacts, &[first, bad]).await;
+        let expected = (Code::FailedPrecondition, "MIGRATION_FAILED".to_owned());
+        assert_eq!(code_and_reason(outcome), expected, "{bad}");
+    }
+    assert_eq!(register(&contacts, &[first]).await.unwrap(), 1);
+    Tenant::create().await;
     let changed = register(&contacts, &[&format!("{first} ")]).await;
     let expected = (Code::FailedPrecondition, "MIGRATION_CHANGED".to_owned());
     assert_eq!(code_and_reason(changed), expected);

@@ -27,6 +27,8 @@ const CONNECTS_AT_ONCE: usize = 8;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long closing one may take, before its socket is just dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the server takes to end a session whose client is gone, as a rule.
+const CLOSE_GRACE: Duration = Duration::from_millis(5);
 /// How long a session may lie idle.
 const IDLE_FOR: Duration = Duration::from_secs(120);
 /// After how long an idle session is asked whether it is still there.
@@ -259,6 +261,7 @@ impl Shared {
                     connection,
                     closes_at: now + jittered_lifetime(tenant),
                     last_used: now,
+                    turns: 0,
                 })
             }
             Ok(Err(error)) => {
@@ -317,7 +320,7 @@ impl Checkout {
         E: From<SessionError>,
     {
         let Some(session) = self.session.take() else { return Err(SessionError::Panicked.into()) };
-        let Session { tenant, generation, connection, closes_at, .. } = *session;
+        let Session { tenant, generation, connection, closes_at, turns, .. } = *session;
         let mut lent = TenantSession { connection };
         let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
         self.busy = match &outcome {
@@ -334,7 +337,7 @@ impl Checkout {
         let connection = lent.connection;
         let last_used = Instant::now();
         self.session =
-            Some(Box::new(Session { tenant, generation, connection, closes_at, last_used }));
+            Some(Box::new(Session { tenant, generation, connection, closes_at, last_used, turns }));
         outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
     }
 
@@ -374,9 +377,11 @@ async fn is_settled(connection: &mut PgConnection) -> bool {
         && matches!(timeout(CLOSE_TIMEOUT, connection.ping()).await, Ok(Ok(())))
 }
 
-/// Closes a session, and waits until the server has.
+/// Closes a session, and leaves the server a moment to do the same: sqlx says
+/// goodbye, but gives no way to wait until the server has hung up.
 async fn close(connection: PgConnection) {
     let _closed = timeout(CLOSE_TIMEOUT, connection.close()).await;
+    tokio::time::sleep(CLOSE_GRACE).await;
 }
 
 /// Sessions that were opened together are not closed together: the tenant's id
