@@ -1,6 +1,7 @@
 //! Calls to the suite, as a client makes them.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::identity::v1::IssueServiceTokenRequest;
@@ -15,6 +16,9 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::Failure;
 use crate::suite::Suite;
+
+/// How long making a tenant may take: on a busy disk, long.
+const CREATE_TENANT: Duration = Duration::from_secs(30);
 
 /// A token, ready to be sent.
 #[derive(Clone)]
@@ -96,7 +100,9 @@ impl Operator {
         };
         let message =
             pb::CreateTenantRequest { tenant: Some(tenant), ..pb::CreateTenantRequest::default() };
-        let made = self.client.create_tenant(self.bearer.request(message)).await?;
+        let mut request = self.bearer.request(message);
+        request.set_timeout(CREATE_TENANT);
+        let made = self.client.create_tenant(request).await?;
         Ok(made.into_inner().name)
     }
 }

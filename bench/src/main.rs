@@ -14,7 +14,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::measure::Bench;
@@ -24,6 +24,15 @@ use crate::suite::Suite;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Subject {
+    GetContact,
+    CreateContact,
+    CreateTenant,
+    ColdTenant,
+}
+
 /// Measures the suite beside PostgreSQL's own pgbench, and prints one table
 #[derive(Debug, Parser)]
 #[command(name = "crm-bench", version)]
@@ -31,6 +40,14 @@ struct Options {
     /// The program to measure, built in release
     #[arg(long, value_name = "PROGRAM", default_value = "target/release/crm")]
     crm: PathBuf,
+    /// What is measured
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "get-contact,create-contact,create-tenant,cold-tenant"
+    )]
+    subjects: Vec<Subject>,
     /// How often each side is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
@@ -58,10 +75,7 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let outcome =
-        runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(options))).and_then(
-            |rows| write!(io::stdout().lock(), "{}", report::table(&rows)).map_err(Into::into),
-        );
+    let outcome = runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(run(options)));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -71,27 +85,36 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts the program, measures it, and stops it however that ends.
-async fn run(options: Options) -> Result<Vec<Row>, Failure> {
+/// Starts the program, measures it, and stops it however that ends. What was
+/// measured until then is printed.
+async fn run(options: Options) -> Result<(), Failure> {
     let pgbench = Pgbench::find().await?;
     let suite = Suite::spawn(&options.crm, &options.log)?;
     let bench = Bench { options, pgbench, suite };
+    let mut rows = Vec::new();
     let outcome = tokio::select! {
-        rows = Box::pin(measure_all(&bench)) => rows,
+        outcome = Box::pin(measure_all(&bench, &mut rows)) => outcome,
         interrupted = interrupted() => Err(interrupted),
     };
     bench.suite.stop().await?;
+    write!(io::stdout().lock(), "{}", report::table(&rows))?;
     outcome
 }
 
-async fn measure_all(bench: &Bench) -> Result<Vec<Row>, Failure> {
+async fn measure_all(bench: &Bench, rows: &mut Vec<Row>) -> Result<(), Failure> {
     say("starting the program");
     bench.suite.wait_until_serving().await?;
-    let mut rows = readings::get_contact::read(bench).await?;
-    rows.extend(readings::create_contact::read(bench).await?);
-    rows.extend(readings::create_tenant::read(bench).await?);
-    rows.push(readings::cold_tenant::read(bench).await?);
-    Ok(rows)
+    for subject in &bench.options.subjects {
+        // No side pays for what was written before.
+        bench.suite.checkpoint().await?;
+        rows.extend(match subject {
+            Subject::GetContact => readings::get_contact::read(bench).await?,
+            Subject::CreateContact => readings::create_contact::read(bench).await?,
+            Subject::CreateTenant => readings::create_tenant::read(bench).await?,
+            Subject::ColdTenant => Box::pin(readings::cold_tenant::read(bench)).await?,
+        });
+    }
+    Ok(())
 }
 
 /// Waits for a signal that asks this program to stop.

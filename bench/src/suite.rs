@@ -101,6 +101,13 @@ impl Suite {
         Ok(PgConnection::connect_with(&options).await?)
     }
 
+    /// Has PostgreSQL write down what is in its memory alone.
+    pub(crate) async fn checkpoint(&self) -> Result<(), Failure> {
+        let mut session = self.superuser("postgres").await?;
+        sqlx::query("CHECKPOINT").execute(&mut session).await?;
+        Ok(session.close().await?)
+    }
+
     /// Where tenants are made and tokens issued.
     pub(crate) fn registry(&self) -> SocketAddr {
         self.address(REGISTRY)

@@ -3,5 +3,3 @@
 pub mod app;
 mod contact;
 mod grpc;
-
-pub use app::{App, Config};

@@ -4,5 +4,3 @@ pub mod app;
 mod conversation;
 mod grpc;
 mod message;
-
-pub use app::{App, Config};

@@ -6,11 +6,12 @@ use std::net::SocketAddr;
 
 use crm_auth::{Audience, INTERNAL_SERVICE, PLATFORM_OPERATOR, Verifier};
 use crm_clock::Clock;
-use crm_service::{Edge, Health, Stack, StackBuilder, bind, serve};
+use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, bind, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
 use http::HeaderValue;
+use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 use tokio::net::TcpListener;
@@ -108,8 +109,8 @@ pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> regis
                 role: PLATFORM_OPERATOR,
                 secret: secrets.operator.clone(),
             },
-            service(crm_contacts::app::SERVICE, secrets.contacts.clone()),
-            service(crm_messaging::app::SERVICE, secrets.messaging.clone()),
+            service(crm_contacts::app::SERVICE.name, secrets.contacts.clone()),
+            service(crm_messaging::app::SERVICE.name, secrets.messaging.clone()),
         ],
         session_cap: SESSION_CAP,
     }
@@ -145,18 +146,15 @@ impl Suite {
             public: format!("http://{}", addresses.registry),
             internal: format!("http://{}", addresses.internal),
         };
-        let contacts = crm_contacts::Config {
+        let data_service = |secret: &SecretString| DataConfig {
             registry: endpoints.clone(),
-            secret: config.secrets.contacts.clone(),
+            secret: secret.clone(),
             session_budget,
         };
-        let contacts = crm_contacts::App::start(contacts, clock.clone()).await?;
-        let messaging = crm_messaging::Config {
-            registry: endpoints,
-            secret: config.secrets.messaging.clone(),
-            session_budget,
-        };
-        let messaging = crm_messaging::App::start(messaging, clock.clone()).await?;
+        let contacts = data_service(&config.secrets.contacts);
+        let contacts = crm_contacts::app::start(contacts, clock.clone()).await?;
+        let messaging = data_service(&config.secrets.messaging);
+        let messaging = crm_messaging::app::start(messaging, clock.clone()).await?;
         let mut front = JoinSet::new();
         front.spawn(serve(listeners.contacts, contacts.stack.clone(), false, shutdown.clone()));
         front.spawn(serve(listeners.messaging, messaging.stack.clone(), false, shutdown.clone()));
@@ -173,9 +171,6 @@ impl Suite {
             messaging.health,
             edge_health,
         ];
-        for health in &healths {
-            health.set(false).await;
-        }
         Ok(Self {
             addresses,
             healths,

@@ -6,7 +6,7 @@
 //! handler knows that its caller was checked.
 //!
 //! To add a permission: a value in `crm.options.v1.Permission`, the roles that
-//! grant it in [`roles`], and the rule of the methods that need it.
+//! grant it in `roles.rs`, and the rule of the methods that need it.
 
 mod claims;
 mod context;

@@ -1,6 +1,7 @@
 //! What every process and every service of this suite has in common: how it
 //! runs, serves, drains, and opens requests.
 
+mod data;
 mod edge;
 mod limits;
 pub mod names;
@@ -15,6 +16,7 @@ mod telemetry;
 pub mod text;
 mod time;
 
+pub use data::{DataApp, DataConfig, DataService};
 pub use edge::Edge;
 pub use limits::MAX_MESSAGE_BYTES;
 pub use run::{EXIT_USAGE, run};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crm_auth::{AuthLayer, Verifier};
 use crm_clock::Clock;
 use crm_proto::rules::Rules;
+use futures_util::FutureExt as _;
 use http::{Request, Response};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
@@ -113,8 +114,12 @@ impl StackBuilder {
         // What is not served here has no rule here, and is unknown to anyone.
         let rules = Arc::new(Rules::load()?.of_services(&self.names));
         let reporter = HealthReporter::new();
-        let health = HealthService::from_health_reporter(reporter.clone());
-        self.routes.add_service(HealthServer::new(health));
+        let health = Health { reporter: reporter.clone(), names: self.names.clone() };
+        // Nothing serves before its App says so. Nobody else has the reporter
+        // yet, so that this does not wait.
+        health.set(false).now_or_never();
+        let checks = HealthService::from_health_reporter(reporter);
+        self.routes.add_service(HealthServer::new(checks));
         // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
         let described = [self.names.as_slice(), &self.listed].concat();
         self.routes.add_service(reflection(&described)?.build_v1()?);
@@ -128,7 +133,7 @@ impl StackBuilder {
             // Innermost: no handler runs for a caller who may not call it.
             .layer(AuthLayer::new(rules, verifier))
             .service(self.routes.routes().prepare());
-        Ok((BoxCloneSyncService::new(stack), Health { reporter, names: self.names }))
+        Ok((BoxCloneSyncService::new(stack), health))
     }
 }
 
