@@ -111,7 +111,7 @@ async fn measure_all(bench: &Bench, rows: &mut Vec<Row>) -> Result<(), Failure> 
             Subject::GetContact => readings::get_contact::read(bench).await?,
             Subject::CreateContact => readings::create_contact::read(bench).await?,
             Subject::CreateTenant => readings::create_tenant::read(bench).await?,
-            Subject::ColdTenant => Box::pin(readings::cold_tenant::read(bench)).await?,
+            Subject::ColdTenant => readings::cold_tenant::read(bench).await?,
         });
     }
     Ok(())

@@ -101,7 +101,7 @@ impl Bench {
             call.await?;
             Ok(Done { calls: 1, rate: 1.0 / started.elapsed().as_secs_f64() })
         };
-        self.metered(timed).await
+        self.metered(Box::pin(timed)).await
     }
 
     /// Reads the CPU time before and after some work.

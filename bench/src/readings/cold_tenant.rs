@@ -31,7 +31,7 @@ pub(crate) async fn read(bench: &Bench) -> Result<Vec<Row>, Failure> {
     let mut readings = Readings::default();
     for Pair { bearer, login } in &pairs {
         readings.crm.push(bench.one(call(&mut client, bearer)).await?);
-        readings.peer.push(Box::pin(bench.one(connect_and_read(login))).await?);
+        readings.peer.push(bench.one(connect_and_read(login)).await?);
     }
     let what = "first call of a cold tenant; a bare connect and the same read";
     Ok(vec![Row::of_times(what, &readings, 95)])

@@ -134,6 +134,34 @@ BEGIN
 END
 $$;
 
+-- What a request with this id did before: its revision and the resource as it
+-- then was. NULL: nothing, or too long ago.
+-- CR001: the id was used for a different request.
+CREATE FUNCTION platform.find_write(
+    request_id uuid, method text, caller text, hash bytea,
+    OUT revision bigint, OUT after bytea
+)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    known record;
+BEGIN
+    SELECT r.hash, c.revision, c.after INTO known
+    FROM platform.requests AS r
+    JOIN platform.changes AS c ON c.revision = r.revision AND c.ordinal = 0
+    WHERE r.service = platform.session_service()
+        AND r.caller = find_write.caller
+        AND r.method = find_write.method
+        AND r.request_id = find_write.request_id
+        AND r.expire_time > statement_timestamp();
+    IF known.hash <> find_write.hash THEN
+        RAISE EXCEPTION 'request_id reused' USING ERRCODE = 'CR001';
+    END IF;
+    revision := known.revision;
+    after := known.after;
+END
+$$;
+
 -- Records a change and answers the resource: that of the first call where
 -- this is a repeated one.
 -- CR002: there is nothing to record, because the row changed meanwhile.
@@ -224,6 +252,7 @@ AS $$ SELECT h.revision FROM platform.head AS h $$;
 GRANT USAGE ON SCHEMA platform TO crm_contacts, crm_messaging;
 GRANT EXECUTE ON FUNCTION
     platform.begin_write(uuid, text, text, bytea),
+    platform.find_write(uuid, text, text, bytea),
     platform.end_write(bigint, boolean, smallint, text, smallint, text, bytea),
     platform.revision()
 TO crm_contacts, crm_messaging;

@@ -197,6 +197,7 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::MigrationChanged
         | ErrorReason::MigrationFailed
         | ErrorReason::ResourceDeleted
+        | ErrorReason::ResourceNotDeleted
         | ErrorReason::ConversationClosed => Code::FailedPrecondition,
         ErrorReason::ConcurrentChange => Code::Aborted,
         ErrorReason::Cancelled => Code::Cancelled,

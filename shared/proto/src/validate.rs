@@ -37,6 +37,11 @@ impl Violations {
         self.0.iter().any(|violation| violation.field == field)
     }
 
+    /// Keeps only the violations of fields that are looked at.
+    pub fn retain(&mut self, is_looked_at: impl Fn(&str) -> bool) {
+        self.0.retain(|violation| is_looked_at(&violation.field));
+    }
+
     /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -3,6 +3,7 @@
 
 mod data;
 mod edge;
+pub mod filter;
 mod limits;
 pub mod names;
 mod observe;

@@ -3,6 +3,7 @@
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
 use crm_auth::TenantId;
 use crm_error::Violations;
 use serde::de::DeserializeOwned;
@@ -12,6 +13,16 @@ use serde::{Deserialize, Serialize};
 const DEFAULT_SIZE: i64 = 50;
 /// The largest page.
 const MAX_SIZE: i64 = 1000;
+
+/// The most text in one page, in bytes: many clients take no answer of more
+/// than 4 MiB. A page with more ends earlier.
+pub const MAX_PAGE_BYTES: i64 = 1024 * 1024;
+
+/// A time that PostgreSQL can store: a page token may carry any.
+pub fn storable(time: DateTime<Utc>) -> DateTime<Utc> {
+    let end = DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::UNIX_EPOCH);
+    time.clamp(DateTime::UNIX_EPOCH, end)
+}
 
 /// How many items a page has: the default for 0, and never more than the
 /// maximum. A negative size is left to the field's own rules.

@@ -75,9 +75,10 @@ impl StoreError {
         error.code().map(std::borrow::Cow::into_owned)
     }
 
-    /// The violated constraint, where there is one.
-    pub fn constraint(&self) -> Option<&str> {
-        self.0.as_database_error()?.constraint()
+    /// Whether the row that was to be written changed meanwhile: reading it
+    /// again and trying once more may help.
+    pub fn is_conflict(&self) -> bool {
+        self.state().is_some_and(|state| state == "CR002")
     }
 }
 

@@ -341,13 +341,14 @@ impl Checkout {
         outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
     }
 
-    /// Gives a clean session back; a busy one is closed when this is dropped.
+    /// Gives a clean session back; a busy or an old one is closed when this is
+    /// dropped.
     fn check_in(mut self) {
         if !self.busy
-            && let Some(session) = self.session.take()
+            && let Some(session) =
+                self.session.take_if(|session| session.closes_at > Instant::now())
         {
             self.shared.pool().release(*session);
-            self.busy = false;
         }
     }
 }

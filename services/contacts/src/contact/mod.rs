@@ -1,18 +1,25 @@
-//! Contacts: creating and reading them.
+//! Contacts: their use cases.
 
 mod error;
 mod model;
 mod store;
 
+use chrono::{DateTime, Utc};
 use crm_auth::TenantContext;
 use crm_clock::Clock;
-use crm_service::repeat::RequestKey;
-use crm_tenancy::TenantSessions;
+use crm_service::page::Cursor;
+use crm_tenancy::{TenantSession, TenantSessions};
 use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::ContactError;
-pub(crate) use model::{Contact, NewContact, Recorded};
+pub(crate) use model::{
+    Change, Contact, ContactFilter, ContactPatch, Field, NewContact, Page, Position, Recorded,
+    Target, Write,
+};
+
+/// How often a change is tried whose contact changes meanwhile.
+const ATTEMPTS: u32 = 3;
 
 /// The use cases of contacts.
 #[derive(Clone, Debug)]
@@ -31,13 +38,13 @@ impl Contacts {
         &self,
         ctx: &TenantContext,
         new: NewContact,
-        key: RequestKey,
+        write: Write,
     ) -> Result<Recorded, ContactError> {
         let contact = self.preview(new);
         let actor = ctx.subject().to_owned();
         self.sessions
             .run(ctx, move |session| {
-                async move { store::insert(session, &contact, &actor, &key).await }.boxed()
+                async move { store::insert(session, &contact, &actor, &write).await }.boxed()
             })
             .await
     }
@@ -49,10 +56,91 @@ impl Contacts {
 
     /// A contact of the caller's tenant.
     pub(crate) async fn get(&self, ctx: &TenantContext, id: Uuid) -> Result<Contact, ContactError> {
-        let found = self
-            .sessions
-            .run(ctx, move |session| async move { store::get(session, id).await }.boxed())
-            .await?;
-        found.ok_or(ContactError::NotFound(id))
+        self.sessions.run(ctx, move |session| read(session, id).boxed()).await
     }
+
+    /// One page of the contacts of the caller's tenant.
+    pub(crate) async fn list(
+        &self,
+        ctx: &TenantContext,
+        filter: ContactFilter,
+        cursor: Option<Cursor<Position>>,
+    ) -> Result<Page, ContactError> {
+        self.sessions
+            .run(ctx, move |session| {
+                async move { store::list(session, &filter, cursor).await }.boxed()
+            })
+            .await
+    }
+
+    /// Changes a contact of the caller's tenant, and answers what it became.
+    pub(crate) async fn change(
+        &self,
+        ctx: &TenantContext,
+        target: Target,
+        change: Change,
+        write: Write,
+    ) -> Result<Recorded, ContactError> {
+        let actor = ctx.subject().to_owned();
+        let now = self.clock.now();
+        self.sessions
+            .run(ctx, move |session| {
+                async move {
+                    // The first answer to this request comes before what the
+                    // contact has become since.
+                    if let Some(recorded) = store::find_write(session, &actor, &write).await? {
+                        return Ok(recorded);
+                    }
+                    let mut attempts = 0;
+                    loop {
+                        attempts += 1;
+                        let contact = changed(session, &target, &change, now).await?;
+                        match store::update(session, &contact, &actor, &write).await {
+                            // Nobody asked for a certain state: take the new one.
+                            Err(ContactError::Store(error))
+                                if error.is_conflict()
+                                    && target.revision.is_none()
+                                    && attempts < ATTEMPTS => {}
+                            outcome => return outcome,
+                        }
+                    }
+                }
+                .boxed()
+            })
+            .await
+    }
+
+    /// What a change would give, without changing anything.
+    pub(crate) async fn preview_change(
+        &self,
+        ctx: &TenantContext,
+        target: Target,
+        change: Change,
+    ) -> Result<Contact, ContactError> {
+        let now = self.clock.now();
+        self.sessions
+            .run(ctx, move |session| {
+                async move { changed(session, &target, &change, now).await }.boxed()
+            })
+            .await
+    }
+}
+
+async fn read(session: &mut TenantSession, id: Uuid) -> Result<Contact, ContactError> {
+    store::get(session, id).await?.ok_or(ContactError::NotFound(id))
+}
+
+/// Reads a contact and applies a change to it.
+async fn changed(
+    session: &mut TenantSession,
+    target: &Target,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Result<Contact, ContactError> {
+    let mut contact = read(session, target.id).await?;
+    if target.revision.is_some_and(|revision| revision != contact.revision) {
+        return Err(ContactError::Changed(target.id));
+    }
+    contact.apply(change, now)?;
+    Ok(contact)
 }

@@ -2,9 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use crm_error::Violations;
+use crm_service::repeat::RequestKey;
 use email_address::{EmailAddress, Options};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
+
+use super::error::ContactError;
 
 /// Input to create a contact. Blank texts are absent.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +38,75 @@ pub(crate) struct Contact {
     pub(crate) delete_time: Option<DateTime<Utc>>,
     /// The tenant's revision at which it was last changed.
     pub(crate) revision: i64,
+}
+
+/// A write that may be repeated: its method and its request.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) method: &'static str,
+    pub(crate) key: RequestKey,
+}
+
+/// A field that an update can name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    DisplayName,
+    Email,
+    Phone,
+    Company,
+    Position,
+    Source,
+    Metadata,
+}
+
+/// What an update changes: these fields, to what `new` has. `violations` is
+/// what is wrong with the request already.
+#[derive(Clone, Debug)]
+pub(crate) struct ContactPatch {
+    pub(crate) fields: Vec<Field>,
+    pub(crate) new: NewContact,
+    pub(crate) violations: Violations,
+}
+
+/// Which contact a change is for, and the revision that it must have, if any.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    pub(crate) id: Uuid,
+    pub(crate) revision: Option<i64>,
+}
+
+/// What is done to a contact.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Update(Box<ContactPatch>),
+    Delete,
+    Undelete,
+}
+
+/// Which contacts are listed, and how many.
+#[derive(Clone, Debug)]
+pub(crate) struct ContactFilter {
+    pub(crate) email: Option<String>,
+    pub(crate) phone: Option<String>,
+    pub(crate) show_deleted: bool,
+    pub(crate) page_size: i64,
+}
+
+/// Where a page begins: after this contact.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) create_time: DateTime<Utc>,
+    pub(crate) id: Uuid,
+}
+
+/// A page of contacts.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) contacts: Vec<Contact>,
+    /// The tenant's revision at page one.
+    pub(crate) revision: i64,
+    /// Whether another page follows.
+    pub(crate) more: bool,
 }
 
 /// A contact as the change log has it: its public message without revision
@@ -94,9 +167,75 @@ impl Contact {
     }
 }
 
+impl ContactPatch {
+    /// Makes of the contact what it becomes.
+    ///
+    /// # Errors
+    ///
+    /// All that is wrong with the request, and with what the contact becomes.
+    fn apply(&self, contact: &mut Contact) -> Result<(), Violations> {
+        let mut violations = self.violations.clone();
+        let mut all = NewContact {
+            display_name: Some(contact.display_name.clone()),
+            email: contact.email.take(),
+            phone: contact.phone.take(),
+            company: contact.company.take(),
+            position: contact.position.take(),
+            source: contact.source.take(),
+            metadata: contact.metadata.take(),
+        };
+        let new = &self.new;
+        for field in &self.fields {
+            match field {
+                Field::DisplayName => all.display_name.clone_from(&new.display_name),
+                Field::Email => all.email.clone_from(&new.email),
+                Field::Phone => all.phone.clone_from(&new.phone),
+                Field::Company => all.company.clone_from(&new.company),
+                Field::Position => all.position.clone_from(&new.position),
+                Field::Source => all.source.clone_from(&new.source),
+                Field::Metadata => all.metadata.clone_from(&new.metadata),
+            }
+        }
+        all.check(&mut violations);
+        contact.display_name = all.display_name.unwrap_or_default();
+        contact.email = all.email;
+        contact.phone = all.phone;
+        contact.company = all.company;
+        contact.position = all.position;
+        contact.source = all.source;
+        contact.metadata = all.metadata;
+        if violations.is_empty() { Ok(()) } else { Err(violations) }
+    }
+}
+
 fn is_email(text: &str) -> bool {
     let options = Options::default().without_display_text().without_domain_literal();
     !text.chars().any(char::is_control) && EmailAddress::parse_with_options(text, options).is_ok()
+}
+
+impl Contact {
+    /// Applies a change.
+    ///
+    /// # Errors
+    ///
+    /// When the contact's state or the rules of a contact forbid it.
+    pub(crate) fn apply(
+        &mut self,
+        change: &Change,
+        now: DateTime<Utc>,
+    ) -> Result<(), ContactError> {
+        match (change, self.delete_time) {
+            (Change::Update(_) | Change::Delete, Some(_)) => {
+                return Err(ContactError::Deleted(self.id));
+            }
+            (Change::Undelete, None) => return Err(ContactError::NotDeleted(self.id)),
+            (Change::Update(patch), None) => patch.apply(self).map_err(ContactError::Invalid)?,
+            (Change::Delete, None) => self.delete_time = Some(now),
+            (Change::Undelete, Some(_)) => self.delete_time = None,
+        }
+        self.update_time = self.update_time.max(now);
+        Ok(())
+    }
 }
 
 fn is_phone(text: &str) -> bool {

@@ -1,16 +1,21 @@
 //! Between messages and contacts.
 
-use crm_error::Violations;
+use crm_error::{ApiError, Violations};
 use crm_proto::contacts::v1 as pb;
 use crm_proto::messaging::v1 as messaging_pb;
+use crm_service::open::settle;
+use crm_service::page::{self, Binding, Cursor};
 use crm_service::text::is_blank;
-use crm_service::timestamp;
+use crm_service::{filter, names, timestamp};
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct};
 use serde_json::{Map, Number, Value};
 
-use crate::contact::{Contact, ContactError, NewContact, Recorded};
+use crate::contact::{
+    self, Contact, ContactError, ContactFilter, ContactPatch, Field, NewContact, Position,
+    Recorded, Target,
+};
 
 /// The largest metadata, encoded.
 const MAX_METADATA_BYTES: usize = 64 * 1024;
@@ -30,6 +35,142 @@ pub(super) fn new_contact(contact: pb::Contact, violations: &mut Violations) -> 
     };
     new.check(violations);
     new
+}
+
+/// Which contact a change is for.
+pub(super) fn target(
+    name: &str,
+    etag: &str,
+    mut violations: Violations,
+) -> Result<Target, ApiError> {
+    let id = names::parse_field("contacts", name, "name", &mut violations);
+    let id = settle(id, violations)?;
+    Ok(Target { id, revision: revision(etag) })
+}
+
+/// The revision that an etag stands for. An etag that is none of ours fits no
+/// contact: no revision is negative.
+fn revision(etag: &str) -> Option<i64> {
+    let number = |etag: &str| etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
+    (!etag.is_empty()).then(|| number(etag).unwrap_or(-1))
+}
+
+/// What an update asks for. Only the fields that it names are looked at; what
+/// is wrong with them is answered together with what the contact becomes.
+pub(super) fn update(
+    request: pb::UpdateContactRequest,
+    mut violations: Violations,
+) -> Result<(Target, ContactPatch), ApiError> {
+    let contact = request.contact.unwrap_or_default();
+    let id = names::parse_field("contacts", &contact.name, "contact.name", &mut violations);
+    if contact.name.is_empty() {
+        violations.add("contact.name", "REQUIRED", "It is required.");
+    }
+    let fields = match &request.update_mask {
+        Some(mask) => masked(&mask.paths, &mut violations),
+        None => FIELDS.iter().filter(|(name, _)| is_populated(&contact, name)).copied().collect(),
+    };
+    if fields.is_empty() && !violations.has("update_mask") {
+        violations.add("update_mask", "NOTHING_TO_UPDATE", "At least one field.");
+    }
+    violations.retain(|field| match field.strip_prefix("contact.") {
+        Some(field) => fields.iter().any(|(name, _)| *name == field) || field == "name",
+        None => true,
+    });
+    let target = id.map(|id| Target { id, revision: revision(&contact.etag) });
+    let is_metadata_asked = fields.iter().any(|(_, field)| *field == Field::Metadata);
+    let metadata = contact.metadata.filter(|_| is_metadata_asked);
+    let new = NewContact {
+        display_name: present(contact.display_name),
+        email: present(contact.email),
+        phone: present(contact.phone),
+        company: present(contact.company),
+        position: present(contact.position),
+        source: present(contact.source),
+        metadata: metadata.and_then(|metadata| read_metadata(&metadata, &mut violations)),
+    };
+    let Some(target) = target else { return Err(ApiError::invalid(violations)) };
+    let fields = fields.into_iter().map(|(_, field)| field).collect();
+    Ok((target, ContactPatch { fields, new, violations }))
+}
+
+/// The fields that an update can name.
+const FIELDS: [(&str, Field); 7] = [
+    ("display_name", Field::DisplayName),
+    ("email", Field::Email),
+    ("phone", Field::Phone),
+    ("company", Field::Company),
+    ("position", Field::Position),
+    ("source", Field::Source),
+    ("metadata", Field::Metadata),
+];
+
+fn masked(paths: &[String], violations: &mut Violations) -> Vec<(&'static str, Field)> {
+    if paths == ["*"] {
+        return FIELDS.to_vec();
+    }
+    for path in paths {
+        if !FIELDS.iter().any(|(name, _)| name == path) {
+            let names = FIELDS.map(|(name, _)| name).join(", ");
+            let text = format!("Each path is one of {names}; or the only one is `*`.");
+            violations.add("update_mask", "FIELD_MASK", text);
+        }
+    }
+    FIELDS.iter().filter(|(name, _)| paths.iter().any(|path| path == name)).copied().collect()
+}
+
+fn is_populated(contact: &pb::Contact, field: &str) -> bool {
+    match field {
+        "display_name" => !contact.display_name.is_empty(),
+        "email" => !contact.email.is_empty(),
+        "phone" => !contact.phone.is_empty(),
+        "company" => !contact.company.is_empty(),
+        "position" => !contact.position.is_empty(),
+        "source" => !contact.source.is_empty(),
+        _ => contact.metadata.is_some(),
+    }
+}
+
+/// Which contacts a list asks for.
+pub(super) fn filter(
+    request: &pb::ListContactsRequest,
+    violations: &mut Violations,
+) -> ContactFilter {
+    let mut filter = ContactFilter {
+        email: None,
+        phone: None,
+        show_deleted: request.show_deleted,
+        page_size: page::size(request.page_size),
+    };
+    for equals in filter::parse(&request.filter, &["email", "phone"], violations) {
+        match equals.field.as_str() {
+            "email" => filter.email = Some(equals.value),
+            _ => filter.phone = Some(equals.value),
+        }
+    }
+    filter
+}
+
+pub(super) fn page(page: contact::Page, binding: &Binding) -> pb::ListContactsResponse {
+    let last = page.contacts.last().filter(|_| page.more);
+    let next = last.map(|last| Cursor {
+        revision: page.revision,
+        after: Position { create_time: last.create_time, id: last.id },
+    });
+    pb::ListContactsResponse {
+        contacts: page.contacts.into_iter().map(Into::into).collect(),
+        next_page_token: next.map(|cursor| cursor.encode(binding)).unwrap_or_default(),
+        revision: page.revision,
+    }
+}
+
+/// What the deletion of a contact adds to what the log records of its
+/// conversations.
+pub(crate) fn deletion(contact: &Contact) -> messaging_pb::Conversation {
+    messaging_pb::Conversation {
+        delete_time: contact.delete_time.map(timestamp),
+        ..messaging_pb::Conversation::default()
+    }
 }
 
 /// A blank text is absent.

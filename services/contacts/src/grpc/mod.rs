@@ -8,10 +8,11 @@ use crm_proto::contacts::v1 as pb;
 use crm_proto::contacts::v1::contact_service_server::ContactService;
 use crm_service::names;
 use crm_service::open::{open, settle};
+use crm_service::page::{Binding, Cursor};
 use crm_service::repeat::RequestKey;
 use tonic::{Request, Response, Status};
 
-use crate::contact::Contacts;
+use crate::contact::{Change, Contacts, Target, Write};
 
 /// `crm.contacts.v1.ContactService`.
 #[derive(Debug)]
@@ -27,13 +28,13 @@ impl ContactService for ContactApi {
     ) -> Result<Response<pb::Contact>, Status> {
         let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
         let anonymous = pb::CreateContactRequest { request_id: String::new(), ..message.clone() };
-        let key = RequestKey::new(&message.request_id, &anonymous);
+        let write = write("CreateContact", &message.request_id, &anonymous);
         let new = message.contact.map(|contact| convert::new_contact(contact, &mut violations));
         let new = settle(new, violations)?;
         if message.validate_only {
             return Ok(Response::new(convert::preview(self.contacts.preview(new))));
         }
-        let recorded = self.contacts.create(&ctx, new, key).await.map_err(ApiError::from)?;
+        let recorded = self.contacts.create(&ctx, new, write).await.map_err(ApiError::from)?;
         Ok(Response::new(convert::from_recorded(&recorded).map_err(ApiError::from)?))
     }
 
@@ -47,4 +48,76 @@ impl ContactService for ContactApi {
         let contact = self.contacts.get(&ctx, id).await.map_err(ApiError::from)?;
         Ok(Response::new(contact.into()))
     }
+
+    async fn list_contacts(
+        &self,
+        request: Request<pb::ListContactsRequest>,
+    ) -> Result<Response<pb::ListContactsResponse>, Status> {
+        let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
+        let deleted = message.show_deleted.to_string();
+        let binding = Binding::new(ctx.tenant(), "ListContacts", &[&message.filter, &deleted]);
+        let cursor = Cursor::decode(&message.page_token, &binding, &mut violations);
+        let filter = convert::filter(&message, &mut violations);
+        settle(Some(()), violations)?;
+        let page = self.contacts.list(&ctx, filter, cursor).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::page(page, &binding)))
+    }
+
+    async fn update_contact(
+        &self,
+        request: Request<pb::UpdateContactRequest>,
+    ) -> Result<Response<pb::Contact>, Status> {
+        let (ctx, message, violations) = open::<TenantContext, _>(request)?;
+        let anonymous = pb::UpdateContactRequest { request_id: String::new(), ..message.clone() };
+        let write = write("UpdateContact", &message.request_id, &anonymous);
+        let validate_only = message.validate_only;
+        let (target, patch) = convert::update(message, violations)?;
+        self.change(&ctx, target, Change::Update(Box::new(patch)), write, validate_only).await
+    }
+
+    async fn delete_contact(
+        &self,
+        request: Request<pb::DeleteContactRequest>,
+    ) -> Result<Response<pb::Contact>, Status> {
+        let (ctx, message, violations) = open::<TenantContext, _>(request)?;
+        let anonymous = pb::DeleteContactRequest { request_id: String::new(), ..message.clone() };
+        let write = write("DeleteContact", &message.request_id, &anonymous);
+        let target = convert::target(&message.name, &message.etag, violations)?;
+        self.change(&ctx, target, Change::Delete, write, message.validate_only).await
+    }
+
+    async fn undelete_contact(
+        &self,
+        request: Request<pb::UndeleteContactRequest>,
+    ) -> Result<Response<pb::Contact>, Status> {
+        let (ctx, message, violations) = open::<TenantContext, _>(request)?;
+        let anonymous = pb::UndeleteContactRequest { request_id: String::new(), ..message.clone() };
+        let write = write("UndeleteContact", &message.request_id, &anonymous);
+        let target = convert::target(&message.name, &message.etag, violations)?;
+        self.change(&ctx, target, Change::Undelete, write, message.validate_only).await
+    }
+}
+
+impl ContactApi {
+    /// What update, delete and undelete have in common.
+    async fn change(
+        &self,
+        ctx: &TenantContext,
+        target: Target,
+        change: Change,
+        write: Write,
+        validate_only: bool,
+    ) -> Result<Response<pb::Contact>, Status> {
+        if validate_only {
+            let contact = self.contacts.preview_change(ctx, target, change).await;
+            return Ok(Response::new(contact.map_err(ApiError::from)?.into()));
+        }
+        let recorded = self.contacts.change(ctx, target, change, write).await;
+        let recorded = recorded.map_err(ApiError::from)?;
+        Ok(Response::new(convert::from_recorded(&recorded).map_err(ApiError::from)?))
+    }
+}
+
+fn write(method: &'static str, request_id: &str, anonymous: &impl prost::Message) -> Write {
+    Write { method, key: RequestKey::new(request_id, anonymous) }
 }

@@ -2,14 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use crm_proto::messaging::v1::conversation::State;
-use crm_service::page::Cursor;
+use crm_service::page::{Cursor, MAX_PAGE_BYTES, storable};
 use crm_tenancy::{StoreError, TenantSession};
 use sqlx::{FromRow, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::error::ConversationError;
 use super::model::{Conversation, ConversationFilter, Page, Position};
-use crate::message::{MAX_PAGE_BYTES, Message};
+use crate::message::Message;
 
 /// One line of a page: a conversation, with one of its messages or none. A
 /// page without conversations is one line without either.
@@ -68,7 +68,7 @@ fn page_query(
     match filter.contact_id {
         None => query.push("true"),
         Some(contact_id) => query
-            .push("EXISTS (SELECT FROM messaging.contacts AS k WHERE k.delete_time IS NULL AND k.contact_id = ")
+            .push("EXISTS (SELECT FROM messaging.contacts AS k WHERE k.contact_id = ")
             .push_bind(contact_id)
             .push(")"),
     };
@@ -114,12 +114,6 @@ fn page_query(
         ORDER BY page.create_time DESC, page.conversation_id DESC, m.revision",
     );
     query
-}
-
-/// A page token may carry any time; PostgreSQL has not all of them.
-fn storable(time: DateTime<Utc>) -> DateTime<Utc> {
-    let end = DateTime::from_timestamp(253_402_300_799, 0).unwrap_or(DateTime::UNIX_EPOCH);
-    time.clamp(DateTime::UNIX_EPOCH, end)
 }
 
 /// Puts lines together. A page whose messages are large is cut short.

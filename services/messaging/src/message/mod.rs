@@ -14,9 +14,7 @@ use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::MessageError;
-pub(crate) use model::{
-    MAX_PAGE_BYTES, Message, NewMessage, Page, Recorded, SenderType, sender_type,
-};
+pub(crate) use model::{Message, NewMessage, Page, Recorded, SenderType, sender_type};
 
 /// The use cases of messages.
 #[derive(Clone, Debug)]

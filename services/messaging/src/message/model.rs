@@ -6,10 +6,6 @@ pub(crate) use crm_proto::messaging::v1::message::SenderType;
 use crm_service::text::is_blank;
 use uuid::Uuid;
 
-/// The most text in one page, in bytes: many clients take no answer of more
-/// than 4 MiB. A page with more ends earlier.
-pub(crate) const MAX_PAGE_BYTES: i64 = 1024 * 1024;
-
 /// Input to send a message.
 #[derive(Clone, Debug)]
 pub(crate) struct NewMessage {

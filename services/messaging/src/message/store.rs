@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use crm_proto::messaging::v1::conversation::State;
-use crm_service::page::Cursor;
+use crm_service::page::{Cursor, MAX_PAGE_BYTES};
 use crm_service::repeat::RequestKey;
 use crm_tenancy::{StoreError, TenantSession};
 use futures_util::FutureExt as _;
@@ -11,7 +11,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::error::MessageError;
-use super::model::{MAX_PAGE_BYTES, Message, Page, Recorded, SenderType, sender_type};
+use super::model::{Message, Page, Recorded, SenderType, sender_type};
 use crate::conversation::Conversation;
 use crate::grpc::convert::{recorded_conversation, recorded_message};
 
@@ -142,7 +142,7 @@ async fn record(
                 RETURNING 'conversations/' || $2 || '/messages/' || message_id AS name
             ), moved AS (
                 UPDATE messaging.conversations
-                SET last_message_time = $8, update_time = $9, revision = $7
+                SET last_message_time = $8, update_time = $9, revision = $7, recorded = $12
                 WHERE conversation_id = $2
                 RETURNING 'conversations/' || conversation_id AS name
             )

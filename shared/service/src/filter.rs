@@ -1,0 +1,137 @@
+//! Filters of lists (AIP-160), as far as lists support them: fields compared
+//! with `=`, joined by `AND`.
+
+use crm_error::Violations;
+
+/// One comparison: the field must equal the value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Equals {
+    /// The field's name.
+    pub field: String,
+    /// The value, without its quotes.
+    pub value: String,
+}
+
+/// Reads a filter over these fields. A fault is a violation of `filter` that
+/// names the field or the place; an empty filter has no comparison.
+pub fn parse(filter: &str, fields: &[&str], violations: &mut Violations) -> Vec<Equals> {
+    match comparisons(filter, fields) {
+        Ok(comparisons) => comparisons,
+        Err(fault) => {
+            violations.add("filter", "FILTER", fault);
+            Vec::new()
+        }
+    }
+}
+
+fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
+    let mut found: Vec<Equals> = Vec::new();
+    let mut rest = filter.trim_start();
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_.".contains(c));
+        let (field, after) = rest.split_at(end.unwrap_or(rest.len()));
+        if !fields.contains(&field) {
+            let known = fields.join(", ");
+            return Err(format!(
+                "`{}` is no field to filter by; these are: {known}.",
+                shown(rest, field)
+            ));
+        }
+        if found.iter().any(|earlier| earlier.field == field) {
+            return Err(format!("`{field}` stands twice."));
+        }
+        let after = after.trim_start();
+        let Some(after) = after.strip_prefix('=') else {
+            return Err(format!("after `{field}` only `=` is supported."));
+        };
+        let (value, after) = value(after.trim_start())
+            .ok_or_else(|| format!("after `{field} =` a value is expected, such as \"text\"."))?;
+        found.push(Equals { field: field.to_owned(), value });
+        rest = after.trim_start();
+        if rest.is_empty() {
+            break;
+        }
+        rest = rest
+            .strip_prefix("AND")
+            .filter(|rest| rest.starts_with(char::is_whitespace))
+            .ok_or_else(|| format!("after the value of `{field}` only AND is supported."))?
+            .trim_start();
+        if rest.is_empty() {
+            return Err("after AND a comparison is expected.".to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// What to show of a place where a field is expected.
+fn shown<'a>(rest: &'a str, field: &'a str) -> &'a str {
+    if field.is_empty() { rest.get(..rest.len().min(1)).unwrap_or("…") } else { field }
+}
+
+/// A value and what follows: quoted, with `\"` and `\\` escaped, or a bare
+/// word.
+fn value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find(char::is_whitespace).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
+        return (!word.is_empty() && word.chars().all(plain)).then(|| (word.to_owned(), rest));
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((index, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &quoted[index + 1..])),
+            '\\' => match chars.next()?.1 {
+                escaped @ ('"' | '\\') => value.push(escaped),
+                _ => return None,
+            },
+            c => value.push(c),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(filter: &str) -> Result<Vec<(String, String)>, String> {
+        let found = comparisons(filter, &["email", "state"])?;
+        Ok(found.into_iter().map(|equals| (equals.field, equals.value)).collect())
+    }
+
+    #[test]
+    fn comparisons_are_read_with_their_quotes_and_escapes() {
+        let pair = |field: &str, value: &str| (field.to_owned(), value.to_owned());
+
+        assert_eq!(read(""), Ok(vec![]));
+        assert_eq!(read(" email = \"a b\" "), Ok(vec![pair("email", "a b")]));
+        assert_eq!(
+            read(r#"email="\"\\" AND state=STATE_ACTIVE"#),
+            Ok(vec![pair("email", "\"\\"), pair("state", "STATE_ACTIVE")])
+        );
+    }
+
+    #[test]
+    fn everything_else_is_refused_with_a_hint() {
+        for (filter, hint) in [
+            ("name = 1", "name"),
+            ("email", "email"),
+            ("email != \"x\"", "email"),
+            ("email = ", "email"),
+            ("email = \"x", "email"),
+            ("email = \"\\x\"", "email"),
+            ("email = x' OR 1=1", "email"),
+            ("email = x OR state = y", "AND"),
+            ("email = x ANDstate = y", "AND"),
+            ("email = x AND", "AND"),
+            ("email = x AND email = y", "twice"),
+            ("(email = x)", "("),
+            ("é", "…"),
+        ] {
+            let fault = read(filter).unwrap_err();
+            assert!(fault.contains(hint), "{filter}: {fault}");
+        }
+    }
+}
