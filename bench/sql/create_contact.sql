@@ -26,7 +26,8 @@ SELECT w.revision
            'contacts/' || inserted.contact_id, 1::smallint, :actor, :after
        )
      , messaging.contact_changed(
-           w.revision, w.is_new, given.contact_id, :actor, given.create_time, :conversation
+           w.revision, w.is_new, given.contact_id, :actor, given.create_time, NULL,
+           :conversation, ''
        )
 FROM given, w
 LEFT JOIN inserted ON true;

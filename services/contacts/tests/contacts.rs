@@ -448,7 +448,7 @@ async fn a_small_budget_of_sessions_serves_many_tenants() {
     let done = CancellationToken::new();
     let watch = tokio::spawn(most_sessions(databases, done.clone()));
 
-    let calls = (0..160).map(|i| {
+    let calls = (0..96).map(|i| {
         let client = tenants[i % tenants.len()].admin();
         let mut contacts = ContactServiceClient::new(client.channel(address));
         async move { contacts.create_contact(client.request(create(ada()))).await }
