@@ -91,18 +91,15 @@ impl Contacts {
                     if let Some(recorded) = store::find_write(session, &actor, &write).await? {
                         return Ok(recorded);
                     }
-                    let mut attempts = 0;
-                    loop {
-                        attempts += 1;
-                        let contact = changed(session, &target, &change, now).await?;
-                        match store::update(session, &contact, &actor, &write).await {
-                            // Nobody asked for a certain state: take the new one.
-                            Err(ContactError::Store(error))
-                                if error.is_conflict()
-                                    && target.revision.is_none()
-                                    && attempts < ATTEMPTS => {}
-                            outcome => return outcome,
-                        }
+                    let outcome = attempt(session, &target, &change, &actor, &write, now).await;
+                    if outcome.is_ok() {
+                        return outcome;
+                    }
+                    // The same request may have come first in the meantime, and
+                    // be the reason why this one found what it found.
+                    match store::find_write(session, &actor, &write).await? {
+                        Some(recorded) => Ok(recorded),
+                        None => outcome,
                     }
                 }
                 .boxed()
@@ -123,6 +120,30 @@ impl Contacts {
                 async move { changed(session, &target, &change, now).await }.boxed()
             })
             .await
+    }
+}
+
+/// Reads, changes and saves a contact. Where nobody asked for a certain state,
+/// one that came meanwhile will do.
+async fn attempt(
+    session: &mut TenantSession,
+    target: &Target,
+    change: &Change,
+    actor: &str,
+    write: &Write,
+    now: DateTime<Utc>,
+) -> Result<Recorded, ContactError> {
+    let mut attempts = 1;
+    loop {
+        let contact = changed(session, target, change, now).await?;
+        match store::update(session, &contact, actor, write).await {
+            Err(ContactError::Store(error))
+                if error.is_conflict() && target.revision.is_none() && attempts < ATTEMPTS =>
+            {
+                attempts += 1;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
