@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn substitute_folder_is_the_same_in_every_build() {
-        let folder = substitute_folder("/var/tmp", Path::new("/root/a/.crm/postgres"));
+        let folder = substitute_folder("/var/tmp", Path::new("/srv/a/.crm/postgres"));
 
         assert_eq!(folder, Path::new("/var/tmp/crm-postgres-d67ac1fdbbed6e25"));
     }
