@@ -104,7 +104,7 @@ mod tests {
     fn substitute_folder_is_the_same_in_every_build() {
         let folder = substitute_folder("/var/tmp", Path::new("/srv/a/.crm/postgres"));
 
-        assert_eq!(folder, Path::new("/var/tmp/crm-postgres-d67ac1fdbbed6e25"));
+        assert_eq!(folder, Path::new("/var/tmp/crm-postgres-b065899c283f59f4"));
     }
 
     #[test]
