@@ -109,6 +109,36 @@ async fn messages_come_back_in_order_and_move_their_conversation() {
 }
 
 #[tokio::test]
+async fn a_conversations_times_never_go_back() {
+    let tenant = Tenant::create().await;
+    let admin = tenant.admin();
+    let contact = contact(&admin).await;
+    // As a replica whose clock is ahead leaves it.
+    let mut database = tenant.database().await;
+    sqlx::query(
+        "UPDATE messaging.conversations
+         SET update_time = update_time + interval '1 hour',
+             last_message_time = create_time + interval '1 hour'",
+    )
+    .execute(&mut database)
+    .await
+    .unwrap();
+    let request = ListConversationsRequest { contact: contact.name.clone(), ..Default::default() };
+    let before = list_conversations(&admin, request.clone()).await.unwrap();
+
+    send(&admin, message(&contact.initial_conversation, SenderType::User, "late")).await.unwrap();
+
+    let after = list_conversations(&admin, request).await.unwrap();
+    let times = |listed: &ListConversationsResponse| {
+        let conversation = &listed.conversations[0];
+        (conversation.update_time, conversation.last_message_time)
+    };
+    assert_eq!(times(&after), times(&before));
+    assert!(after.revision > before.revision);
+    tenant.check_log().await;
+}
+
+#[tokio::test]
 async fn many_senders_to_one_conversation_all_succeed_in_one_order() {
     let tenant = Tenant::create().await;
     let admin = tenant.admin();

@@ -20,6 +20,8 @@ use tokio::time::{Instant, sleep, timeout};
 mod cluster;
 mod folder;
 mod programs;
+#[cfg(test)]
+mod scratch;
 
 use cluster::{check_cluster_version, make_cluster, stop_leftover};
 use folder::prepare_folder;

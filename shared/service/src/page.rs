@@ -8,11 +8,45 @@ use crm_auth::TenantId;
 use crm_error::Violations;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// The page size where none is asked for.
 const DEFAULT_SIZE: i64 = 50;
 /// The largest page.
 const MAX_SIZE: i64 = 1000;
+
+/// A page of a list.
+#[derive(Clone, Debug)]
+pub struct Page<T> {
+    /// What is in it, in the list's order.
+    pub items: Vec<T>,
+    /// The tenant's revision that the first page showed.
+    pub revision: i64,
+    /// Whether another page follows.
+    pub more: bool,
+}
+
+impl<T> Page<T> {
+    /// The token of the page that follows, which begins after the last item;
+    /// empty where this is the last page.
+    pub fn next_token<P>(&self, binding: &Binding, position: impl FnOnce(&T) -> P) -> String
+    where
+        P: Serialize + DeserializeOwned,
+    {
+        let last = self.items.last().filter(|_| self.more);
+        let next = last.map(|last| Cursor { revision: self.revision, after: position(last) });
+        next.map(|cursor| cursor.encode(binding)).unwrap_or_default()
+    }
+}
+
+/// Where a page of a list begins that shows the newest first: after this item.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Position {
+    /// When the item was created.
+    pub create_time: DateTime<Utc>,
+    /// Its id.
+    pub id: Uuid,
+}
 
 /// The most text in one page, in bytes: many clients take no answer of more
 /// than 4 MiB. A page with more ends earlier.
@@ -69,7 +103,7 @@ struct Token<P> {
 
 impl<P: Serialize + DeserializeOwned> Cursor<P> {
     /// The token of the page after this cursor.
-    pub fn encode(self, binding: &Binding) -> String {
+    fn encode(self, binding: &Binding) -> String {
         let token = Token { b: binding.0.clone(), r: self.revision, a: self.after };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }

@@ -7,15 +7,14 @@ mod store;
 use chrono::{DateTime, Utc};
 use crm_auth::TenantContext;
 use crm_clock::Clock;
-use crm_service::page::Cursor;
+use crm_service::page::{Cursor, Page, Position};
 use crm_tenancy::{TenantSession, TenantSessions};
 use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::ContactError;
 pub(crate) use model::{
-    Change, Contact, ContactFilter, ContactPatch, Field, NewContact, Page, Position, Recorded,
-    Target, Write,
+    Change, Contact, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target, Write,
 };
 
 /// How often a change is tried whose contact changes meanwhile.
@@ -65,7 +64,7 @@ impl Contacts {
         ctx: &TenantContext,
         filter: ContactFilter,
         cursor: Option<Cursor<Position>>,
-    ) -> Result<Page, ContactError> {
+    ) -> Result<Page<Contact>, ContactError> {
         self.sessions
             .run(ctx, move |session| {
                 async move { store::list(session, &filter, cursor).await }.boxed()

@@ -4,7 +4,6 @@ use chrono::{DateTime, Utc};
 use crm_error::Violations;
 use crm_service::repeat::RequestKey;
 use email_address::{EmailAddress, Options};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -90,23 +89,6 @@ pub(crate) struct ContactFilter {
     pub(crate) phone: Option<String>,
     pub(crate) show_deleted: bool,
     pub(crate) page_size: i64,
-}
-
-/// Where a page begins: after this contact.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct Position {
-    pub(crate) create_time: DateTime<Utc>,
-    pub(crate) id: Uuid,
-}
-
-/// A page of contacts.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    pub(crate) contacts: Vec<Contact>,
-    /// The tenant's revision at page one.
-    pub(crate) revision: i64,
-    /// Whether another page follows.
-    pub(crate) more: bool,
 }
 
 /// A contact as the change log has it: its public message without revision

@@ -5,7 +5,7 @@
 //! never runs a SELECT in a WITH that nobody refers to.
 
 use chrono::{DateTime, Utc};
-use crm_service::page::{Cursor, MAX_PAGE_BYTES, storable};
+use crm_service::page::{Cursor, MAX_PAGE_BYTES, Page, Position, storable};
 use crm_tenancy::{StoreError, TenantSession};
 use prost::Message as _;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use sqlx::{FromRow, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::error::ContactError;
-use super::model::{Contact, ContactFilter, Page, Position, Recorded, Write};
+use super::model::{Contact, ContactFilter, Recorded, Write};
 use crate::grpc::convert::{deletion, initial_conversation, recorded_message};
 
 #[derive(FromRow)]
@@ -193,7 +193,7 @@ pub(super) async fn list(
     session: &mut TenantSession,
     filter: &ContactFilter,
     cursor: Option<Cursor<Position>>,
-) -> Result<Page, ContactError> {
+) -> Result<Page<Contact>, ContactError> {
     let rows: Vec<PageRow> = page_query(filter, cursor.as_ref())
         .build_query_as()
         .fetch_all(session.connection())
@@ -205,7 +205,7 @@ pub(super) async fn list(
     let contacts: Vec<_> = rows.into_iter().filter_map(contact).take(asked).collect();
     let more = total > i64::try_from(contacts.len()).unwrap_or(i64::MAX);
     let revision = cursor.map_or(revision, |cursor| cursor.revision);
-    Ok(Page { contacts, revision, more })
+    Ok(Page { items: contacts, revision, more })
 }
 
 fn page_query(filter: &ContactFilter, cursor: Option<&Cursor<Position>>) -> QueryBuilder<Postgres> {

@@ -4,7 +4,7 @@ use crm_error::{ApiError, Violations};
 use crm_proto::contacts::v1 as pb;
 use crm_proto::messaging::v1 as messaging_pb;
 use crm_service::open::settle;
-use crm_service::page::{self, Binding, Cursor};
+use crm_service::page::{self, Binding, Page, Position};
 use crm_service::text::is_blank;
 use crm_service::{filter, names, timestamp};
 use prost::Message as _;
@@ -13,8 +13,7 @@ use prost_types::{ListValue, Struct};
 use serde_json::{Map, Number, Value};
 
 use crate::contact::{
-    self, Contact, ContactError, ContactFilter, ContactPatch, Field, NewContact, Position,
-    Recorded, Target,
+    Contact, ContactError, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target,
 };
 
 /// The largest metadata, encoded.
@@ -151,16 +150,12 @@ pub(super) fn filter(
     filter
 }
 
-pub(super) fn page(page: contact::Page, binding: &Binding) -> pb::ListContactsResponse {
-    let last = page.contacts.last().filter(|_| page.more);
-    let next = last.map(|last| Cursor {
-        revision: page.revision,
-        after: Position { create_time: last.create_time, id: last.id },
-    });
+pub(super) fn page(page: Page<Contact>, binding: &Binding) -> pb::ListContactsResponse {
+    let position = |last: &Contact| Position { create_time: last.create_time, id: last.id };
     pb::ListContactsResponse {
-        contacts: page.contacts.into_iter().map(Into::into).collect(),
-        next_page_token: next.map(|cursor| cursor.encode(binding)).unwrap_or_default(),
+        next_page_token: page.next_token(binding, position),
         revision: page.revision,
+        contacts: page.items.into_iter().map(Into::into).collect(),
     }
 }
 

@@ -5,12 +5,12 @@ pub(crate) mod model;
 mod store;
 
 use crm_auth::TenantContext;
-use crm_service::page::Cursor;
+use crm_service::page::{Cursor, Page, Position};
 use crm_tenancy::TenantSessions;
 use futures_util::FutureExt as _;
 
 pub(crate) use error::ConversationError;
-pub(crate) use model::{Conversation, ConversationFilter, Page, Position};
+pub(crate) use model::{Conversation, ConversationFilter};
 
 /// The use cases of conversations.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl Conversations {
         ctx: &TenantContext,
         filter: ConversationFilter,
         cursor: Option<Cursor<Position>>,
-    ) -> Result<Page, ConversationError> {
+    ) -> Result<Page<Conversation>, ConversationError> {
         self.sessions
             .run(ctx, move |session| {
                 async move { store::list(session, &filter, cursor).await }.boxed()

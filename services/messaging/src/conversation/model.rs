@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use crm_proto::messaging::v1::conversation::State;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::message::Message;
@@ -30,21 +29,4 @@ pub(crate) struct ConversationFilter {
     pub(crate) page_size: i64,
     /// How many messages of each; 0 for none.
     pub(crate) messages: i64,
-}
-
-/// Where a page begins: after this conversation.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub(crate) struct Position {
-    pub(crate) create_time: DateTime<Utc>,
-    pub(crate) id: Uuid,
-}
-
-/// A page of conversations.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    pub(crate) conversations: Vec<Conversation>,
-    /// The tenant's revision at page one.
-    pub(crate) revision: i64,
-    /// Whether another page follows.
-    pub(crate) more: bool,
 }

@@ -2,13 +2,13 @@
 
 use chrono::{DateTime, Utc};
 use crm_proto::messaging::v1::conversation::State;
-use crm_service::page::{Cursor, MAX_PAGE_BYTES, storable};
+use crm_service::page::{Cursor, MAX_PAGE_BYTES, Page, Position, storable};
 use crm_tenancy::{StoreError, TenantSession};
 use sqlx::{FromRow, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::error::ConversationError;
-use super::model::{Conversation, ConversationFilter, Page, Position};
+use super::model::{Conversation, ConversationFilter};
 use crate::message::Message;
 
 /// One line of a page: a conversation, with one of its messages or none. A
@@ -46,7 +46,7 @@ pub(super) async fn list(
     session: &mut TenantSession,
     filter: &ConversationFilter,
     cursor: Option<Cursor<Position>>,
-) -> Result<Page, ConversationError> {
+) -> Result<Page<Conversation>, ConversationError> {
     let mut query = page_query(filter, cursor.as_ref());
     let rows: Vec<PageRow> =
         query.build_query_as().fetch_all(session.connection()).await.map_err(StoreError::from)?;
@@ -117,7 +117,7 @@ fn page_query(
 }
 
 /// Puts lines together. A page whose messages are large is cut short.
-fn assemble(rows: Vec<PageRow>, page_size: i64, revision: i64) -> Page {
+fn assemble(rows: Vec<PageRow>, page_size: i64, revision: i64) -> Page<Conversation> {
     let mut conversations: Vec<Conversation> = Vec::new();
     for row in rows {
         let Some(conversation) = conversation(&row) else { continue };
@@ -138,7 +138,7 @@ fn assemble(rows: Vec<PageRow>, page_size: i64, revision: i64) -> Page {
     let kept = fits.count();
     let more = conversations.len() > kept;
     conversations.truncate(kept);
-    Page { conversations, revision, more }
+    Page { items: conversations, revision, more }
 }
 
 fn conversation(row: &PageRow) -> Option<Conversation> {

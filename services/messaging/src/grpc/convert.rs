@@ -2,12 +2,12 @@
 
 use crm_error::Violations;
 use crm_proto::messaging::v1 as pb;
-use crm_service::page::{self, Binding, Cursor};
+use crm_service::page::{self, Binding, Page, Position};
 use crm_service::{names, timestamp};
 use prost::Message as _;
 
-use crate::conversation::{self, Conversation, ConversationFilter, Position};
-use crate::message::{self, Message, MessageError, NewMessage, Recorded};
+use crate::conversation::{Conversation, ConversationFilter};
+use crate::message::{Message, MessageError, NewMessage, Recorded};
 
 /// The most conversations in a page with messages.
 const MAX_FULL_PAGE: i64 = 25;
@@ -47,28 +47,22 @@ pub(super) fn new_message(
 }
 
 pub(super) fn conversation_page(
-    page: conversation::Page,
+    page: Page<Conversation>,
     binding: &Binding,
 ) -> pb::ListConversationsResponse {
-    let last = page.conversations.last().filter(|_| page.more);
-    let next = last.map(|last| Cursor {
-        revision: page.revision,
-        after: Position { create_time: last.create_time, id: last.id },
-    });
+    let position = |last: &Conversation| Position { create_time: last.create_time, id: last.id };
     pb::ListConversationsResponse {
-        conversations: page.conversations.into_iter().map(Into::into).collect(),
-        next_page_token: next.map(|cursor| cursor.encode(binding)).unwrap_or_default(),
+        next_page_token: page.next_token(binding, position),
         revision: page.revision,
+        conversations: page.items.into_iter().map(Into::into).collect(),
     }
 }
 
-pub(super) fn message_page(page: message::Page, binding: &Binding) -> pb::ListMessagesResponse {
-    let last = page.messages.last().filter(|_| page.more);
-    let next = last.map(|last| Cursor { revision: page.revision, after: last.revision });
+pub(super) fn message_page(page: Page<Message>, binding: &Binding) -> pb::ListMessagesResponse {
     pb::ListMessagesResponse {
-        messages: page.messages.into_iter().map(Into::into).collect(),
-        next_page_token: next.map(|cursor| cursor.encode(binding)).unwrap_or_default(),
+        next_page_token: page.next_token(binding, |last| last.revision),
         revision: page.revision,
+        messages: page.items.into_iter().map(Into::into).collect(),
     }
 }
 

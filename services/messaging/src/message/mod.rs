@@ -7,14 +7,14 @@ mod store;
 use crm_auth::TenantContext;
 use crm_clock::Clock;
 use crm_proto::options::v1::Permission;
-use crm_service::page::Cursor;
+use crm_service::page::{Cursor, Page};
 use crm_service::repeat::RequestKey;
 use crm_tenancy::TenantSessions;
 use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::MessageError;
-pub(crate) use model::{Message, NewMessage, Page, Recorded, SenderType, sender_type};
+pub(crate) use model::{Message, NewMessage, Recorded, SenderType, sender_type};
 
 /// The use cases of messages.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl Messages {
         conversation_id: Uuid,
         page_size: i64,
         cursor: Option<Cursor<i64>>,
-    ) -> Result<Page, MessageError> {
+    ) -> Result<Page<Message>, MessageError> {
         self.sessions
             .run(ctx, move |session| {
                 async move { store::list(session, conversation_id, page_size, cursor).await }

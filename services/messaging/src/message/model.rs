@@ -37,16 +37,6 @@ pub(crate) struct Recorded {
     pub(crate) revision: i64,
 }
 
-/// A page of messages.
-#[derive(Clone, Debug)]
-pub(crate) struct Page {
-    pub(crate) messages: Vec<Message>,
-    /// The tenant's revision at page one.
-    pub(crate) revision: i64,
-    /// Whether another page follows.
-    pub(crate) more: bool,
-}
-
 impl NewMessage {
     /// Adds what the rules of a message find wrong; fields are those of the
     /// request.

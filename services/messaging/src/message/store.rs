@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use crm_proto::messaging::v1::conversation::State;
-use crm_service::page::{Cursor, MAX_PAGE_BYTES};
+use crm_service::page::{Cursor, MAX_PAGE_BYTES, Page};
 use crm_service::repeat::RequestKey;
 use crm_tenancy::{StoreError, TenantSession};
 use futures_util::FutureExt as _;
@@ -11,7 +11,7 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::error::MessageError;
-use super::model::{Message, Page, Recorded, SenderType, sender_type};
+use super::model::{Message, Recorded, SenderType, sender_type};
 use crate::conversation::Conversation;
 use crate::grpc::convert::{recorded_conversation, recorded_message};
 
@@ -193,7 +193,7 @@ pub(super) async fn list(
     conversation_id: Uuid,
     page_size: i64,
     cursor: Option<Cursor<i64>>,
-) -> Result<Page, MessageError> {
+) -> Result<Page<Message>, MessageError> {
     let after = cursor.as_ref().map_or(0, |cursor| cursor.after);
     let rows: Vec<PageRow> = sqlx::query_as(
         r"
@@ -243,7 +243,7 @@ pub(super) async fn list(
     let messages: Vec<_> =
         rows.into_iter().filter_map(|row| message(row, conversation_id)).take(asked).collect();
     let more = total > messages.len() as i64;
-    Ok(Page { messages, revision, more })
+    Ok(Page { items: messages, revision, more })
 }
 
 fn message(row: PageRow, conversation_id: Uuid) -> Option<Message> {
