@@ -10,6 +10,7 @@ must not answer, browsers, stopping, starting again, and what is left.
     .ci/story.py --crm target/debug/crm
 
 It uses the default ports, because the README does, and a temporary folder.
+Where one of them is taken, it uses others, and so do the README's blocks.
 The last line says how many checks passed and failed.
 """
 
@@ -49,8 +50,10 @@ except ImportError as missing:
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
-REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE = 50051, 50052, 50053, 50070, 50071, 8080
-PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE)
+DEFAULT_BASE, DEFAULT_EDGE = 50050, 8080
+# The registry's, contacts', messaging's, PostgreSQL's and the leases' ports
+# follow from the base; the edge's does where the default one is taken.
+OFFSETS, EDGE_OFFSET = (1, 2, 3, 20, 21), 30
 ORIGIN, FOREIGN_ORIGIN = "http://localhost:5173", "http://localhost:5174"
 
 START_LIMIT = 120
@@ -104,6 +107,8 @@ class Server:
         self.log = folder / "crm.log"
         self.env = {name: value for name, value in os.environ.items() if not is_setting(name)}
         self.env["CRM_DATA_DIR"] = str(self.data)
+        self.env["CRM_PORT_BASE"] = str(REGISTRY - OFFSETS[0])
+        self.env["CRM_EDGE_PORT"] = str(EDGE)
         self.process = None
         self.postgres = None
 
@@ -192,23 +197,30 @@ def is_alive(pid):
     return True
 
 
-def taken(port):
+def listens(port):
     """Whether something listens on a port of this machine."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-    return False
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def free_base():
-    """A port base, not the default one, all of whose ports are free."""
-    for base in range(51050, 60000, 100):
-        if not any(taken(port - REGISTRY + 1 + base) for port in PORTS if port != EDGE):
+    """A port base none of whose ports is in use.
+
+    It is below the ports that outgoing connections take for themselves.
+    """
+    offsets = [*OFFSETS, EDGE_OFFSET]
+    for base in range(20_050, 32_000, 50):
+        if not any(listens(base + offset) for offset in offsets):
             return base
     raise Broken("no port base is free")
+
+
+def use_base(base, edge):
+    """Has the story use these ports."""
+    global REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE, PORTS
+    REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES = (base + offset for offset in OFFSETS)
+    EDGE = edge
+    PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE)
 
 
 def processes_of(folder):
@@ -374,8 +386,10 @@ def run_tour(server, blocks):
     (place / "target" / "debug").mkdir(parents=True)
     (place / "target" / "debug" / "crm").symlink_to(server.program)
     outputs = [place / f"{number}.out" for number in range(len(blocks))]
+    ports = dict(zip((DEFAULT_BASE + offset for offset in OFFSETS), PORTS)) | {DEFAULT_EDGE: EDGE}
     script = ["set -euo pipefail\nset -o history -o histexpand\n"]
     for block, output in zip(blocks, outputs):
+        block = re.sub(r"localhost:(\d+)", lambda at: f"localhost:{ports[int(at[1])]}", block)
         script.append(f"exec >'{output}' 2>&1\n{block}")
     (place / "tour.sh").write_text("".join(script))
     done = subprocess.run(["bash", "tour.sh"], cwd=place, env=server.env, timeout=START_LIMIT)
@@ -687,7 +701,7 @@ def tell_stop(report, server, by):
     if code is None:
         raise Broken(f"it does not stop within {STOP_LIMIT} s")
     report.check("stop: PostgreSQL has gone with it", not is_alive(postgres), postgres)
-    report.equal("stop: its ports are free", [port for port in PORTS if taken(port)], [])
+    report.equal("stop: its ports are free", [port for port in PORTS if listens(port)], [])
 
 
 def tell_restart(report, server, story):
@@ -761,9 +775,10 @@ def prepare(arguments):
             raise Broken(f"there is no {program}: the system's packages have it")
     if not os.access(arguments.crm, os.X_OK):
         raise Broken(f"there is no {arguments.crm}: `cargo build --workspace` makes it")
-    for port in PORTS:
-        if taken(port):
-            raise Broken(f"port {port} is taken: stop what listens there, the tour needs it")
+    use_base(DEFAULT_BASE, DEFAULT_EDGE)
+    if any(listens(port) for port in PORTS):
+        base = free_base()
+        use_base(base, base + EDGE_OFFSET)
 
 
 def run(report, arguments):

@@ -5,11 +5,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crm_service::bind;
 use rustix::process::{Pid, Signal, kill_process};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -152,8 +153,9 @@ impl PrivatePostgres {
         let cluster = options.data_dir.join("data");
         stop_leftover(&cluster, &account, progress).await?;
         // Asked before the cluster is made, since this is the failure that people meet.
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, options.port))
-            .is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        let address = (Ipv4Addr::LOCALHOST, options.port).into();
+        if let Err(error) = bind(address, "PostgreSQL", "").await
+            && error.kind() == ErrorKind::AddrInUse
         {
             return Err(PostgresError::PortTaken(options.port));
         }

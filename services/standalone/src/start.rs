@@ -34,7 +34,11 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
     let secrets = data.secrets()?;
     let external = superuser(&options)?;
     // A port that is taken is said before any work.
-    let listeners = Listeners::bind(&options.addresses()).await?;
+    let addresses = options.addresses();
+    let listeners = tokio::select! {
+        listeners = Listeners::bind(&addresses) => listeners?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     let mut postgres = match &external {
         Some(_) => None,
         None => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -21,21 +21,43 @@ use crate::limits;
 
 /// How often a server that stops looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long a port is waited for that a connection holds: a closed one holds it
+/// for a minute (RFC 9293, TIME-WAIT).
+const LINGERING_PORT: Duration = Duration::from_secs(70);
+/// How often it is tried again.
+const BIND_EVERY: Duration = Duration::from_millis(500);
 /// How long it then leaves the connections to the last answers.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Takes an address.
+/// Takes an address. One where nobody listens, but that an outgoing connection
+/// holds or held a moment ago, is waited for: the system gives every port from
+/// its ephemeral range to such connections, and frees it a minute after their
+/// end.
 ///
 /// # Errors
 ///
 /// Names the address, who asks for it, and the setting that changes it.
 pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("{who} cannot listen on {address} ({error}); {setting} changes the address"),
-        )
-    })
+    let until = Instant::now() + LINGERING_PORT;
+    loop {
+        let error = match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) => error,
+        };
+        if error.kind() != io::ErrorKind::AddrInUse
+            || Instant::now() >= until
+            || TcpStream::connect(address).await.is_ok()
+        {
+            return Err(io::Error::new(
+                error.kind(),
+                format!(
+                    "{who} cannot listen on {address} ({error}); {setting} changes the address"
+                ),
+            ));
+        }
+        tracing::warn!(%address, "waiting for a port that a connection still holds");
+        tokio::time::sleep(BIND_EVERY).await;
+    }
 }
 
 /// Serves until `shutdown`, then lets calls in flight finish, for 6 seconds at
@@ -118,5 +140,43 @@ where
             drop(unanswered);
             answer
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_a_connection_holds_is_waited_for() -> io::Result<()> {
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let client = TcpSocket::new_v4()?;
+        client.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        client.set_zero_linger()?;
+        let client = client.connect(server.local_addr()?).await?;
+        let address = client.local_addr()?;
+        assert!(TcpListener::bind(address).await.is_err(), "the connection does not hold the port");
+
+        let bound = tokio::spawn(bind(address, "the test", "nothing"));
+        tokio::time::sleep(BIND_EVERY / 2).await;
+        drop(client);
+
+        assert_eq!(bound.await??.local_addr()?, address);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_port_where_someone_listens_is_refused_at_once() -> io::Result<()> {
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = other.local_addr()?;
+
+        let refused = bind(address, "the test", "--port").await.map_err(|error| error.to_string());
+
+        assert!(refused.is_err_and(|words| words.contains("--port changes the address")));
+        Ok(())
     }
 }
