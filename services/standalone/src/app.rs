@@ -27,7 +27,7 @@ const SESSION_CAP: u32 = 10;
 /// Contacts and messaging.
 const DATA_SERVICES: usize = 2;
 /// The registry's own connections, and some for operators.
-const OTHER_CONNECTIONS: usize = 24;
+const OTHER_CONNECTIONS: usize = registry::RESERVED_CONNECTIONS as usize;
 /// How long the registry may take to stop once nobody needs it.
 const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Sets a cluster up; operators run the same file with psql.
@@ -146,14 +146,15 @@ impl Suite {
             public: format!("http://{}", addresses.registry),
             internal: format!("http://{}", addresses.internal),
         };
-        let data_service = |secret: &SecretString| DataConfig {
+        let data_service = |secret: &SecretString, at: SocketAddr| DataConfig {
+            instance: at.to_string(),
             registry: endpoints.clone(),
             secret: secret.clone(),
             session_budget,
         };
-        let contacts = data_service(&config.secrets.contacts);
+        let contacts = data_service(&config.secrets.contacts, addresses.contacts);
         let contacts = crm_contacts::app::start(contacts, clock.clone()).await?;
-        let messaging = data_service(&config.secrets.messaging);
+        let messaging = data_service(&config.secrets.messaging, addresses.messaging);
         let messaging = crm_messaging::app::start(messaging, clock.clone()).await?;
         let mut front = JoinSet::new();
         front.spawn(serve(listeners.contacts, contacts.stack.clone(), false, shutdown.clone()));

@@ -9,6 +9,7 @@ use crm_proto::registry::v1::lease_service_server::LeaseServiceServer;
 use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
 
+use crate::activity::Activities;
 use crate::config::Config;
 use crate::database::Database;
 use crate::grpc::{AuthApi, LeaseApi, TenantApi};
@@ -64,11 +65,12 @@ impl App {
         let logins = Logins::new(database.clone(), config.master_key, clock.clone());
         let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
         tokio::spawn(provisioner.clone().resume());
-        let tenants = Tenants::new(database, provisioner, clock.clone());
+        let tenants = Tenants::new(database.clone(), provisioner, clock.clone());
+        let activities = Activities::new(database, clock.clone());
 
         let (public, public_health) = StackBuilder::default()
             .service(
-                TenantServiceServer::new(TenantApi { tenants })
+                TenantServiceServer::new(TenantApi { tenants, activities: activities.clone() })
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
             .service(
@@ -77,7 +79,7 @@ impl App {
             )
             .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
         let session_cap = config.session_cap;
-        let leases = LeaseApi { logins, schemas, session_cap, clock: clock.clone() };
+        let leases = LeaseApi { logins, schemas, activities, session_cap, clock: clock.clone() };
         let (internal, internal_health) = StackBuilder::default()
             .service(LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES))
             .build("tenant-registry-internal", verifier(Audience::Internal)?, clock)?;

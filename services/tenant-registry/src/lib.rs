@@ -1,5 +1,6 @@
 //! The control plane: tenants and their databases, logins, schemas, tokens.
 
+mod activity;
 pub mod app;
 pub mod config;
 
@@ -12,6 +13,7 @@ mod schema;
 mod seal;
 mod tenant;
 
+pub use activity::RESERVED_CONNECTIONS;
 pub use app::App;
 pub use config::{Account, ClusterAddress, Config};
 pub use seal::{MasterKey, SealError, new_secret, scram_verifier};

@@ -32,7 +32,10 @@ const ROLES: &[(&str, &[Permission])] = &[
     ("roles/user", WORK),
     ("roles/viewer", READ),
     (PLATFORM_OPERATOR, &[Permission::TenantsRead, Permission::TenantsWrite]),
-    (INTERNAL_SERVICE, &[Permission::LeasesAcquire, Permission::SchemasRegister]),
+    (
+        INTERNAL_SERVICE,
+        &[Permission::LeasesAcquire, Permission::SchemasRegister, Permission::ActivityReport],
+    ),
 ];
 
 /// A set of permissions.

@@ -198,7 +198,8 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::MigrationFailed
         | ErrorReason::ResourceDeleted
         | ErrorReason::ResourceNotDeleted
-        | ErrorReason::ConversationClosed => Code::FailedPrecondition,
+        | ErrorReason::ConversationClosed
+        | ErrorReason::SessionBudgetExceeded => Code::FailedPrecondition,
         ErrorReason::ConcurrentChange => Code::Aborted,
         ErrorReason::Cancelled => Code::Cancelled,
     }

@@ -28,7 +28,9 @@ pub struct DataConfig {
     pub registry: RegistryEndpoints,
     /// The secret of the account `services/{name}`.
     pub secret: SecretString,
-    /// The most database sessions of this process.
+    /// Where this process listens, such as `127.0.0.1:50052`.
+    pub instance: String,
+    /// The most database sessions of this process in one cluster.
     pub session_budget: usize,
 }
 
@@ -66,11 +68,14 @@ impl DataService {
 
         // The way to tenants' databases.
         let settings = Settings {
+            service: self.name,
+            instance: config.instance,
             application: self.application,
             budget: config.session_budget,
             schema_version: u32::try_from(self.migrations.len())?,
         };
         let sessions = TenantSessions::new(settings, registry);
+        sessions.join().await?;
 
         let (stack, health) = services(&sessions).build(self.name, verifier, clock)?;
         Ok(DataApp { stack, health, sessions })

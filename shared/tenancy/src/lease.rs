@@ -1,7 +1,7 @@
 //! Leases: cached, renewed on use, and good without the registry.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crm_auth::TenantId;
@@ -12,6 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use crate::cluster::ClusterSessions;
 use crate::error::SessionError;
 use crate::registry::RegistryClient;
 
@@ -30,6 +31,8 @@ pub(crate) struct Lease {
     pub(crate) generation: u32,
     pub(crate) tenant_generation: u32,
     pub(crate) access_version: u64,
+    /// The sessions of this process there, once they are known.
+    pub(crate) cluster: OnceLock<Arc<ClusterSessions>>,
     acquired: Instant,
     renewing: AtomicBool,
 }
@@ -97,6 +100,7 @@ impl Leases {
             generation: granted.generation,
             tenant_generation: granted.tenant_generation,
             access_version: granted.access_version,
+            cluster: OnceLock::new(),
             acquired: Instant::now(),
             renewing: AtomicBool::new(false),
         }))

@@ -8,10 +8,13 @@
 //! To use it in a new service: connect a [`RegistryClient`] with the service's
 //! credentials, register the schema, and make [`TenantSessions`] of it.
 
+mod activity;
+mod cluster;
 mod error;
 mod lease;
 mod pool;
 mod registry;
+mod report;
 mod sessions;
 
 pub use error::{SessionError, StoreError};

@@ -1,5 +1,5 @@
 //! Which sessions are open, and who gets the next: one budget and one fair
-//! queue for all tenants of a process.
+//! queue for all tenants of a cluster.
 //!
 //! This is bookkeeping only; it never awaits. A permit is the right to one
 //! open session. It moves from a closed session to the next one, so that
@@ -24,6 +24,8 @@ pub(crate) struct Session {
     /// The generation of the login with which it was opened.
     pub(crate) generation: u32,
     pub(crate) connection: PgConnection,
+    /// The server's number for it.
+    pub(crate) pid: i32,
     /// When it is closed at the latest.
     pub(crate) closes_at: Instant,
     pub(crate) last_used: Instant,
@@ -42,14 +44,59 @@ pub(crate) enum Grant {
     Permit,
 }
 
+/// The answer to a caller who asks for a session.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// At once.
+    Granted(Grant),
+    /// Later, through the channel. It closes without a grant where the
+    /// tenant's database turns out to be out of reach.
+    Queued(Place, oneshot::Receiver<Grant>),
+}
+
+/// A place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place(u64);
+
 #[derive(Debug)]
 struct Waiter {
+    place: Place,
     tenant: TenantId,
     session_cap: usize,
     grant: oneshot::Sender<Grant>,
 }
 
-/// The sessions of one process.
+/// What a tenant has of the pool, idle sessions aside.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Share {
+    /// Sessions that work, open or close.
+    in_use: usize,
+    waiting: usize,
+    /// Whether a session is opening: one at a time for each tenant.
+    is_opening: bool,
+}
+
+/// How many sessions there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) in_use: usize,
+    pub(crate) idle: usize,
+    pub(crate) waiting: usize,
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            in_use: self.in_use + other.in_use,
+            idle: self.idle + other.idle,
+            waiting: self.waiting + other.waiting,
+        }
+    }
+}
+
+/// The sessions of one process in one cluster.
 #[derive(Debug)]
 pub(crate) struct Pool {
     budget: usize,
@@ -57,9 +104,11 @@ pub(crate) struct Pool {
     permits: usize,
     /// The least recently used first.
     idle: VecDeque<Session>,
-    in_use: HashMap<TenantId, usize>,
+    /// Tenants that have any.
+    shares: HashMap<TenantId, Share>,
     /// The longest waiting first.
     waiters: VecDeque<Waiter>,
+    next_place: u64,
     /// When a session was last found broken.
     last_broken: Option<Instant>,
 }
@@ -70,26 +119,34 @@ impl Pool {
             budget,
             permits: 0,
             idle: VecDeque::new(),
-            in_use: HashMap::new(),
+            shares: HashMap::new(),
             waiters: VecDeque::new(),
+            next_place: 0,
             last_broken: None,
         }
     }
 
     /// Asks for a session: granted at once, or through the channel later.
-    pub(crate) fn acquire(
-        &mut self,
-        tenant: TenantId,
-        session_cap: usize,
-    ) -> Result<Grant, oneshot::Receiver<Grant>> {
-        if self.waits_for(tenant) == 0
+    pub(crate) fn acquire(&mut self, tenant: TenantId, session_cap: usize) -> Asked {
+        if self.share(tenant).waiting == 0
             && let Some(grant) = self.grant(tenant, session_cap)
         {
-            return Ok(grant);
+            return Asked::Granted(grant);
         }
         let (grant, granted) = oneshot::channel();
-        self.waiters.push_back(Waiter { tenant, session_cap, grant });
-        Err(granted)
+        let place = Place(self.next_place);
+        self.next_place += 1;
+        self.waiters.push_back(Waiter { place, tenant, session_cap, grant });
+        self.change(tenant, |share| share.waiting += 1);
+        Asked::Queued(place, granted)
+    }
+
+    /// Leaves the queue. Whoever is not in it any more has been granted
+    /// something.
+    pub(crate) fn leave(&mut self, place: Place) {
+        if let Some(index) = self.waiters.iter().position(|waiter| waiter.place == place) {
+            self.take_waiter(index);
+        }
     }
 
     /// When a session was last found broken: others may be, too.
@@ -105,51 +162,53 @@ impl Pool {
     /// Takes a clean session back.
     pub(crate) fn release(&mut self, mut session: Session) {
         let tenant = session.tenant;
-        self.finish(tenant);
         // Closing and opening costs many times a call: a session first serves
         // its own tenant's queue, for some turns.
-        let own = self.waiters.iter().position(|w| w.tenant == tenant && !w.grant.is_closed());
+        let own = self.waiters.iter().position(|waiter| waiter.tenant == tenant);
         if session.turns < TURNS
-            && let Some(waiter) = own.and_then(|index| self.waiters.remove(index))
+            && let Some(waiter) = own.and_then(|index| self.take_waiter(index))
         {
             session.turns += 1;
-            *self.in_use.entry(tenant).or_insert(0) += 1;
-            if let Err(grant) = waiter.grant.send(Grant::Session(Box::new(session))) {
-                self.take_back_unsent(grant, tenant);
-                self.serve_waiters();
-            }
-            return;
+            let Err(grant) = waiter.grant.send(Grant::Session(Box::new(session))) else { return };
+            self.take_back_unsent(grant, tenant);
+        } else {
+            self.change(tenant, |share| share.in_use -= 1);
+            session.turns = 0;
+            self.idle.push_back(session);
         }
-        session.turns = 0;
-        self.idle.push_back(session);
         self.serve_waiters();
     }
 
     /// Takes the permit of a session back that was closed, or never opened.
     pub(crate) fn release_permit(&mut self, tenant: TenantId) {
-        self.finish(tenant);
+        self.change(tenant, |share| share.in_use -= 1);
         self.permits -= 1;
         self.serve_waiters();
     }
 
-    /// Takes a grant back whose receiver had given up.
-    pub(crate) fn give_back(&mut self, grant: Grant, tenant: TenantId) -> Option<Session> {
-        match grant {
-            Grant::Session(session) => self.release(*session),
-            Grant::Permit => self.release_permit(tenant),
-            Grant::Replace(session) => return Some(*session),
+    /// A session of the tenant was opened.
+    pub(crate) fn opened(&mut self, tenant: TenantId) {
+        self.change(tenant, |share| share.is_opening = false);
+        self.serve_waiters();
+    }
+
+    /// A session of the tenant could not be opened. Where it has no other,
+    /// those who wait for one learn it now.
+    pub(crate) fn not_opened(&mut self, tenant: TenantId) {
+        self.change(tenant, |share| share.is_opening = false);
+        if self.share(tenant).in_use <= 1 {
+            self.waiters.retain(|waiter| waiter.tenant != tenant);
+            self.change(tenant, |share| share.waiting = 0);
         }
-        None
+        self.serve_waiters();
     }
 
     /// Takes out the idle sessions that are too old. Their permits stay given
     /// until [`Pool::forget_permits`].
     pub(crate) fn expire(&mut self, now: Instant, idle_for: Duration) -> Vec<Session> {
-        let (expired, kept) = self.idle.drain(..).partition(|session| {
+        self.take_idle(|session| {
             session.closes_at <= now || now.duration_since(session.last_used) >= idle_for
-        });
-        self.idle = kept;
-        Vec::from_iter::<VecDeque<_>>(expired)
+        })
     }
 
     /// Takes the permits of expired sessions back, once they are closed.
@@ -158,68 +217,115 @@ impl Pool {
         self.serve_waiters();
     }
 
+    /// Lends the session that is the next to be closed.
+    pub(crate) fn lend_idle(&mut self) -> Option<Session> {
+        self.idle.pop_front()
+    }
+
+    /// Takes a lent session back.
+    pub(crate) fn return_idle(&mut self, session: Session) {
+        self.idle.push_front(session);
+        self.serve_waiters();
+    }
+
+    /// How many sessions there are, of all tenants.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
+            in_use: self.permits - self.idle.len(),
+            idle: self.idle.len(),
+            waiting: self.waiters.len(),
+        }
+    }
+
+    /// How many sessions a tenant has.
+    pub(crate) fn counts_of(&self, tenant: TenantId) -> Counts {
+        let Share { in_use, waiting, .. } = self.share(tenant);
+        let idle = self.idle.iter().filter(|session| session.tenant == tenant).count();
+        Counts { in_use, idle, waiting }
+    }
+
     fn grant(&mut self, tenant: TenantId, session_cap: usize) -> Option<Grant> {
-        let in_use = self.in_use.get(&tenant).copied().unwrap_or(0);
-        if in_use >= session_cap {
+        let share = self.share(tenant);
+        if share.in_use >= session_cap {
             return None;
         }
         // The most recently used of the tenant's own, so that the others age.
         let own = self.idle.iter().rposition(|session| session.tenant == tenant);
-        let grant = if let Some(session) = own.and_then(|index| self.idle.remove(index)) {
-            Grant::Session(Box::new(session))
-        } else if self.permits < self.budget {
+        if let Some(session) = own.and_then(|index| self.idle.remove(index)) {
+            self.change(tenant, |share| share.in_use += 1);
+            return Some(Grant::Session(Box::new(session)));
+        }
+        if share.is_opening {
+            return None;
+        }
+        let grant = if self.permits < self.budget {
             self.permits += 1;
             Grant::Permit
         } else {
             // Another tenant's idle session makes room before anyone queues.
             Grant::Replace(Box::new(self.idle.pop_front()?))
         };
-        *self.in_use.entry(tenant).or_insert(0) += 1;
+        self.change(tenant, |share| {
+            share.in_use += 1;
+            share.is_opening = true;
+        });
         Some(grant)
     }
 
-    fn finish(&mut self, tenant: TenantId) {
-        if let Some(count) = self.in_use.get_mut(&tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.in_use.remove(&tenant);
-            }
+    fn share(&self, tenant: TenantId) -> Share {
+        self.shares.get(&tenant).copied().unwrap_or_default()
+    }
+
+    fn change(&mut self, tenant: TenantId, change: impl FnOnce(&mut Share)) {
+        let share = self.shares.entry(tenant).or_default();
+        change(share);
+        if *share == Share::default() {
+            self.shares.remove(&tenant);
         }
     }
 
-    fn waits_for(&self, tenant: TenantId) -> usize {
-        self.waiters.iter().filter(|w| w.tenant == tenant && !w.grant.is_closed()).count()
+    fn take_idle(&mut self, which: impl Fn(&Session) -> bool) -> Vec<Session> {
+        let (taken, kept) = self.idle.drain(..).partition(which);
+        self.idle = kept;
+        Vec::from_iter::<VecDeque<_>>(taken)
+    }
+
+    fn take_waiter(&mut self, index: usize) -> Option<Waiter> {
+        let waiter = self.waiters.remove(index)?;
+        self.change(waiter.tenant, |share| share.waiting -= 1);
+        Some(waiter)
     }
 
     /// Gives what is free to those who wait, the longest waiting first. Those
-    /// at their tenant's cap let others pass.
+    /// whose tenant can have no more let others pass.
     fn serve_waiters(&mut self) {
         let mut index = 0;
-        while index < self.waiters.len() {
-            let waiter = &self.waiters[index];
-            if waiter.grant.is_closed() {
-                self.waiters.remove(index);
-                continue;
-            }
+        while let Some(waiter) = self.waiters.get(index) {
             let (tenant, session_cap) = (waiter.tenant, waiter.session_cap);
             let Some(grant) = self.grant(tenant, session_cap) else {
                 index += 1;
                 continue;
             };
-            let Some(waiter) = self.waiters.remove(index) else { return };
+            let Some(waiter) = self.take_waiter(index) else { return };
             if let Err(grant) = waiter.grant.send(grant) {
                 self.take_back_unsent(grant, tenant);
             }
         }
     }
 
-    /// The receiver vanished between the check and the sending.
+    /// The receiver is gone: its process is about to end.
     fn take_back_unsent(&mut self, grant: Grant, tenant: TenantId) {
-        self.finish(tenant);
+        self.change(tenant, |share| share.in_use -= 1);
         match grant {
             Grant::Session(session) => self.idle.push_back(*session),
-            Grant::Replace(session) => self.idle.push_front(*session),
-            Grant::Permit => self.permits -= 1,
+            Grant::Replace(session) => {
+                self.idle.push_front(*session);
+                self.change(tenant, |share| share.is_opening = false);
+            }
+            Grant::Permit => {
+                self.permits -= 1;
+                self.change(tenant, |share| share.is_opening = false);
+            }
         }
     }
 }

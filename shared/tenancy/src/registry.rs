@@ -21,7 +21,7 @@ const TOKEN_MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(120);
 /// How often the keys are fetched.
 const KEYS_EVERY: Duration = Duration::from_secs(30);
 /// How long to wait before another attempt.
-const RETRY_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_EVERY: Duration = Duration::from_millis(200);
 /// How long a call to the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Building a template takes longer than a call.
@@ -99,6 +99,11 @@ impl RegistryClient {
         })
     }
 
+    /// The clock that it goes by.
+    pub(crate) fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
     /// Registers the service's schema, and waits for a registry that is not
     /// there yet.
     ///
@@ -173,6 +178,16 @@ impl RegistryClient {
         Ok(self.lease.clone().acquire_lease(request).await?.into_inner())
     }
 
+    /// Tells the registry what this process did since the last report.
+    pub(crate) async fn report_activity(
+        &self,
+        report: pb::ReportActivityRequest,
+    ) -> Result<(), Status> {
+        let request = self.authorized(report, CALL_TIMEOUT).await?;
+        self.lease.clone().report_activity(request).await?;
+        Ok(())
+    }
+
     async fn authorized<T>(&self, message: T, timeout: Duration) -> Result<Request<T>, Status> {
         let mut request = Request::new(message);
         request.set_timeout(timeout);
@@ -206,7 +221,7 @@ impl RegistryClient {
 }
 
 /// Whether another attempt can help.
-fn is_transient(status: &Status) -> bool {
+pub(crate) fn is_transient(status: &Status) -> bool {
     matches!(
         status.code(),
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled

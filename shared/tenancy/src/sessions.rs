@@ -1,42 +1,29 @@
 //! Running a use case's work on a session of its tenant.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use crm_auth::{TenantClaims, TenantContext, TenantId};
+use crm_proto::registry::v1::TenantCalls;
 use futures_util::future::BoxFuture;
 use sqlx::{Connection as _, PgConnection};
-use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::activity::{Activity, Closed};
+use crate::cluster::{ClusterSessions, is_settled};
 use crate::error::{SessionError, StoreError};
 use crate::lease::{Lease, Leases};
-use crate::pool::{Grant, Pool, Session};
+use crate::pool::{Counts, Grant, Session};
 use crate::registry::RegistryClient;
+use crate::report::{REPORT_EVERY, Reporter};
 
-/// How long a caller waits for a session.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many calls of one tenant may be under way, waiting ones included.
-const CALLS_PER_TENANT: usize = 128;
-/// How many sessions may be opening at once.
-const CONNECTS_AT_ONCE: usize = 8;
-/// How long opening one may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long closing one may take, before its socket is just dropped.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the server takes to end a session whose client is gone, as a rule.
-const CLOSE_GRACE: Duration = Duration::from_millis(5);
-/// How long a session may lie idle.
-const IDLE_FOR: Duration = Duration::from_secs(120);
-/// After how long an idle session is asked whether it is still there.
-const ASK_AFTER: Duration = Duration::from_secs(1);
-/// How old a session may become, more or less a fifth.
-const LIFETIME: Duration = Duration::from_secs(30 * 60);
 /// How often idle sessions are looked over.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// How often their number is published.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// How long any work may take. Statements have timeouts of their own; this
 /// catches what hangs all the same.
 const WORK_TIMEOUT: Duration = Duration::from_secs(35);
@@ -45,11 +32,15 @@ const WORK_TIMEOUT: Duration = Duration::from_secs(35);
 const DRAIN: Duration = Duration::from_secs(1);
 
 /// What a service needs of its sessions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
+    /// The name of the service.
+    pub service: &'static str,
+    /// Where this process listens: its name among those of the service.
+    pub instance: String,
     /// The name that the database sees.
     pub application: &'static str,
-    /// The most sessions that this process may have open.
+    /// The most sessions that this process may have open in one cluster.
     pub budget: usize,
     /// The schema version that this service needs.
     pub schema_version: u32,
@@ -64,10 +55,10 @@ pub struct TenantSessions(Arc<Shared>);
 struct Shared {
     settings: Settings,
     leases: Leases,
-    pool: Mutex<Pool>,
-    /// Calls under way, by tenant.
-    calls: Mutex<HashMap<TenantId, usize>>,
-    connects: Semaphore,
+    activity: Activity,
+    reporter: tokio::sync::Mutex<Reporter>,
+    /// By host and port.
+    clusters: Mutex<HashMap<(String, u16), Arc<ClusterSessions>>>,
     tasks: TaskTracker,
 }
 
@@ -112,16 +103,30 @@ impl TenantSession {
 impl TenantSessions {
     /// No session is opened until one is needed.
     pub fn new(settings: Settings, registry: RegistryClient) -> Self {
+        let reporter = Reporter::new(registry.clone(), settings.instance.clone(), settings.budget);
         let shared = Arc::new(Shared {
-            settings,
+            activity: Activity::new(settings.service, registry.clock()),
             leases: Leases::new(registry, settings.application),
-            pool: Mutex::new(Pool::new(settings.budget)),
-            calls: Mutex::default(),
-            connects: Semaphore::new(CONNECTS_AT_ONCE),
+            reporter: reporter.into(),
+            settings,
+            clusters: Mutex::default(),
             tasks: TaskTracker::new(),
         });
         tokio::spawn(sweep(Arc::downgrade(&shared)));
+        tokio::spawn(publish(Arc::downgrade(&shared)));
         Self(shared)
+    }
+
+    /// Waits until the registry has room for the sessions of this process
+    /// beside those of all others, and reports to it from then on.
+    ///
+    /// # Errors
+    ///
+    /// When the registry refuses the service.
+    pub async fn join(&self) -> Result<(), tonic::Status> {
+        self.0.reporter.lock().await.join().await?;
+        tokio::spawn(report(Arc::downgrade(&self.0)));
+        Ok(())
     }
 
     /// Runs work on a session of the caller's tenant, to its end, in a task of
@@ -138,7 +143,7 @@ impl TenantSessions {
         E: From<SessionError> + Send + 'static,
     {
         let shared = self.0.clone();
-        let turn = shared.admit(context.tenant())?;
+        let turn = shared.activity.admit(context.tenant())?;
         let claims = context.tenant_claims();
         let tenant = context.tenant();
         let task = async move {
@@ -157,24 +162,42 @@ impl TenantSessions {
     pub async fn drain(&self) {
         self.0.tasks.close();
         let _ended = timeout(DRAIN, self.0.tasks.wait()).await;
+        let last = async {
+            let mut reporter = self.0.reporter.lock().await;
+            reporter.send(|| self.0.news()).await;
+            reporter.leave().await;
+        };
+        let _reported = timeout(DRAIN, last).await;
     }
 }
 
 impl Shared {
-    fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The sessions in the cluster that a lease leads to.
+    fn cluster(&self, lease: &Lease) -> Arc<ClusterSessions> {
+        let find = || {
+            let address = (lease.options.get_host().to_owned(), lease.options.get_port());
+            let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || ClusterSessions::new(self.settings.budget, self.activity.clone()).into();
+            clusters.entry(address).or_insert_with(new).clone()
+        };
+        lease.cluster.get_or_init(find).clone()
     }
 
-    /// Lets a call in, unless its tenant has too many under way already: one
-    /// tenant must not fill the queue for all.
-    fn admit(self: &Arc<Self>, tenant: TenantId) -> Result<Turn, SessionError> {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = calls.entry(tenant).or_insert(0);
-        if *count >= CALLS_PER_TENANT {
-            return Err(SessionError::Exhausted);
-        }
-        *count += 1;
-        Ok(Turn { shared: self.clone(), tenant })
+    fn clusters(&self) -> Vec<Arc<ClusterSessions>> {
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.values().cloned().collect()
+    }
+
+    /// The tenant's sessions in all clusters: it has some in two while it
+    /// moves.
+    fn counts_of(&self, tenant: TenantId) -> Counts {
+        let counts = self.clusters().into_iter().map(|cluster| cluster.pool().counts_of(tenant));
+        counts.fold(Counts::default(), |sum, counts| sum + counts)
+    }
+
+    /// What tenants did since the last time.
+    fn news(&self) -> Vec<TenantCalls> {
+        self.activity.take_news(|tenant| self.counts_of(tenant))
     }
 
     async fn check_out(
@@ -184,34 +207,40 @@ impl Shared {
     ) -> Result<Checkout, SessionError> {
         let lease = self.leases.get(tenant).await?;
         self.check_lease(&lease, claims)?;
-        let asked = self.pool().acquire(tenant, lease.session_cap);
-        let grant = match asked {
-            Ok(grant) => grant,
-            Err(granted) => self.wait(tenant, granted).await?,
-        };
+        let cluster = self.cluster(&lease);
+        let grant = cluster.acquire(tenant, lease.session_cap).await;
+        let grant = grant.inspect_err(|_| self.activity.refused(tenant))?;
         // From here on the permit is ours, and goes back however this ends.
-        let mut checkout = Checkout { shared: self.clone(), tenant, session: None, busy: true };
+        let is_opening = !matches!(grant, Grant::Session(_));
+        let mut checkout =
+            Checkout { cluster: cluster.clone(), tenant, session: None, is_opening, busy: true };
         match grant {
             Grant::Session(mut session) => {
-                if session.generation == lease.generation && self.is_usable(&mut session).await {
+                let why = if session.generation != lease.generation {
+                    Closed::Revoked
+                } else if !cluster.is_usable(&mut session).await {
+                    Closed::Broken
+                } else {
                     checkout.session = Some(session);
                     return Ok(checkout);
-                }
-                close(session.connection).await;
+                };
+                cluster.close(*session, why).await;
             }
-            Grant::Replace(session) => close(session.connection).await,
+            Grant::Replace(session) => cluster.close(*session, Closed::Evicted).await,
             Grant::Permit => {}
         }
-        checkout.session = Some(Box::new(self.open(tenant, &lease).await?));
+        let opened = cluster.open(tenant, &lease).await;
+        if opened.as_ref().is_err_and(is_lease_void) {
+            self.leases.forget(tenant).await;
+        }
+        let unreachable = |error: sqlx::Error| {
+            SessionError::Unavailable("the tenant's database cannot be reached", error.into())
+        };
+        checkout.session = Some(Box::new(opened.map_err(unreachable)?));
+        if std::mem::take(&mut checkout.is_opening) {
+            cluster.pool().opened(tenant);
+        }
         Ok(checkout)
-    }
-
-    /// Whether an idle session is still there. It is asked only if it has been
-    /// idle for a while, or if another broke since.
-    async fn is_usable(&self, session: &mut Session) -> bool {
-        let fresh = session.last_used.elapsed() < ASK_AFTER
-            && self.pool().last_broken().is_none_or(|broken| broken < session.last_used);
-        fresh || is_settled(&mut session.connection).await
     }
 
     fn check_lease(&self, lease: &Lease, claims: TenantClaims) -> Result<(), SessionError> {
@@ -221,57 +250,6 @@ impl Shared {
         let (found, wanted) = (lease.schema_version, self.settings.schema_version);
         // Migrations only expand, so that a newer schema serves as well.
         if found < wanted { Err(SessionError::SchemaVersion { found, wanted }) } else { Ok(()) }
-    }
-
-    async fn wait(
-        &self,
-        tenant: TenantId,
-        mut granted: oneshot::Receiver<Grant>,
-    ) -> Result<Grant, SessionError> {
-        if let Ok(Ok(grant)) = timeout(ACQUIRE_TIMEOUT, &mut granted).await {
-            return Ok(grant);
-        }
-        // A grant may have come in the very last moment.
-        granted.close();
-        if let Ok(grant) = granted.try_recv() {
-            let replaced = self.pool().give_back(grant, tenant);
-            if let Some(session) = replaced {
-                close(session.connection).await;
-                self.pool().release_permit(tenant);
-            }
-        }
-        Err(SessionError::Exhausted)
-    }
-
-    async fn open(&self, tenant: TenantId, lease: &Lease) -> Result<Session, SessionError> {
-        let closed = |error: tokio::sync::AcquireError| {
-            SessionError::Unavailable("no more sessions are opened", error.into())
-        };
-        let _turn = self.connects.acquire().await.map_err(closed)?;
-        let opened = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&lease.options)).await;
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
-            SessionError::Unavailable("the tenant's database cannot be reached", error)
-        };
-        match opened {
-            Ok(Ok(connection)) => {
-                let now = Instant::now();
-                Ok(Session {
-                    tenant,
-                    generation: lease.generation,
-                    connection,
-                    closes_at: now + jittered_lifetime(tenant),
-                    last_used: now,
-                    turns: 0,
-                })
-            }
-            Ok(Err(error)) => {
-                if is_lease_void(&error) {
-                    self.leases.forget(tenant).await;
-                }
-                Err(failed(error.into()))
-            }
-            Err(elapsed) => Err(failed(elapsed.into())),
-        }
     }
 }
 
@@ -285,29 +263,13 @@ fn is_lease_void(error: &sqlx::Error) -> bool {
     code.is_some_and(|code| ["28P01", "28000", "3D000", "42501", "55000"].contains(&code.as_ref()))
 }
 
-/// A call that was let in.
-struct Turn {
-    shared: Arc<Shared>,
-    tenant: TenantId,
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut calls = self.shared.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = calls.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                calls.remove(&self.tenant);
-            }
-        }
-    }
-}
-
 /// A permit, with the session that was opened with it.
 struct Checkout {
-    shared: Arc<Shared>,
+    cluster: Arc<ClusterSessions>,
     tenant: TenantId,
     session: Option<Box<Session>>,
+    /// Until a session has been opened with the permit.
+    is_opening: bool,
     /// Set before work begins and taken away only when it ended well: a
     /// session that comes back busy is closed, never reused.
     busy: bool,
@@ -320,7 +282,7 @@ impl Checkout {
         E: From<SessionError>,
     {
         let Some(session) = self.session.take() else { return Err(SessionError::Panicked.into()) };
-        let Session { tenant, generation, connection, closes_at, turns, .. } = *session;
+        let Session { tenant, generation, connection, pid, closes_at, turns, .. } = *session;
         let mut lent = TenantSession { connection };
         let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
         self.busy = match &outcome {
@@ -328,7 +290,7 @@ impl Checkout {
             Ok(Err(_)) => {
                 let settled = is_settled(&mut lent.connection).await;
                 if !settled {
-                    self.shared.pool().mark_broken(Instant::now());
+                    self.cluster.pool().mark_broken(Instant::now());
                 }
                 !settled
             }
@@ -336,8 +298,8 @@ impl Checkout {
         };
         let connection = lent.connection;
         let last_used = Instant::now();
-        self.session =
-            Some(Box::new(Session { tenant, generation, connection, closes_at, last_used, turns }));
+        let session = Session { tenant, generation, connection, pid, closes_at, last_used, turns };
+        self.session = Some(Box::new(session));
         outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
     }
 
@@ -348,7 +310,7 @@ impl Checkout {
             && let Some(session) =
                 self.session.take_if(|session| session.closes_at > Instant::now())
         {
-            self.shared.pool().release(*session);
+            self.cluster.pool().release(*session);
         }
     }
 }
@@ -358,51 +320,49 @@ impl Drop for Checkout {
         if !self.busy && self.session.is_none() {
             return;
         }
-        let (shared, tenant) = (self.shared.clone(), self.tenant);
+        let (cluster, tenant) = (self.cluster.clone(), self.tenant);
+        if self.is_opening {
+            cluster.pool().not_opened(tenant);
+        }
+        let why = if self.busy { Closed::Busy } else { Closed::Lifetime };
         match self.session.take() {
             // The permit goes back only after the server has closed.
             Some(session) => drop(tokio::spawn(async move {
-                tracing::debug!("a busy session is closed");
-                close(session.connection).await;
-                shared.pool().release_permit(tenant);
+                cluster.close(*session, why).await;
+                cluster.pool().release_permit(tenant);
             })),
-            None => shared.pool().release_permit(tenant),
+            None => cluster.pool().release_permit(tenant),
         }
     }
 }
 
-/// Whether a session whose work failed can be used again: the server answers,
-/// and no transaction is open.
-async fn is_settled(connection: &mut PgConnection) -> bool {
-    !connection.is_in_transaction()
-        && matches!(timeout(CLOSE_TIMEOUT, connection.ping()).await, Ok(Ok(())))
-}
-
-/// Closes a session, and leaves the server a moment to do the same: sqlx says
-/// goodbye, but gives no way to wait until the server has hung up.
-async fn close(connection: PgConnection) {
-    let _closed = timeout(CLOSE_TIMEOUT, connection.close()).await;
-    tokio::time::sleep(CLOSE_GRACE).await;
-}
-
-/// Sessions that were opened together are not closed together: the tenant's id
-/// has enough chance in it.
-fn jittered_lifetime(tenant: TenantId) -> Duration {
-    let fraction = f64::from(tenant.as_uuid().as_bytes()[15]) / 255.0;
-    LIFETIME.mul_f64(0.8 + 0.4 * fraction)
-}
-
 /// Closes idle sessions that are too old, as long as anyone has a use for the
 /// others.
-async fn sweep(shared: std::sync::Weak<Shared>) {
+async fn sweep(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
-        let expired = shared.pool().expire(Instant::now(), IDLE_FOR);
-        let count = expired.len();
-        for session in expired {
-            close(session.connection).await;
+        for cluster in shared.clusters() {
+            cluster.sweep().await;
         }
-        shared.pool().forget_permits(count);
+    }
+}
+
+/// Publishes how many sessions there are.
+async fn publish(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(PUBLISH_EVERY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let counts = shared.clusters().into_iter().map(|cluster| cluster.pool().counts());
+        shared.activity.publish(counts.fold(Counts::default(), |sum, counts| sum + counts));
+    }
+}
+
+/// Reports to the registry.
+async fn report(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.reporter.lock().await.send(|| shared.news()).await;
     }
 }

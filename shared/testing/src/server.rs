@@ -18,7 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 
 /// Enough for several test programs at once.
-const MAX_CONNECTIONS: u32 = 400;
+const MAX_CONNECTIONS: u32 = 800;
 /// The sessions of each data service of a test program.
 const SESSION_BUDGET: usize = 20;
 

@@ -15,15 +15,17 @@ use crm_service::repeat::RequestKey;
 use crm_service::{names, timestamp};
 use tonic::{Request, Response, Status};
 
+use crate::activity::Activities;
 use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::schema::{NewMigration, Schemas};
-use crate::tenant::{NewTenant, Tenants};
+use crate::tenant::{NewTenant, TenantError, Tenants};
 
 /// `crm.registry.v1.TenantService`.
 #[derive(Debug)]
 pub(crate) struct TenantApi {
     pub(crate) tenants: Tenants,
+    pub(crate) activities: Activities,
 }
 
 /// `crm.identity.v1.AuthService`.
@@ -37,6 +39,7 @@ pub(crate) struct AuthApi {
 pub(crate) struct LeaseApi {
     pub(crate) logins: Logins,
     pub(crate) schemas: Schemas,
+    pub(crate) activities: Activities,
     pub(crate) session_cap: u32,
     pub(crate) clock: Clock,
 }
@@ -72,6 +75,19 @@ impl TenantService for TenantApi {
         let key = settle(key, violations)?;
         let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
         Ok(Response::new(tenant.into()))
+    }
+
+    async fn get_tenant_activity(
+        &self,
+        request: Request<pb::GetTenantActivityRequest>,
+    ) -> Result<Response<pb::TenantActivity>, Status> {
+        let (_, message, mut violations) = open::<PlatformContext, _>(request)?;
+        let key = convert::activity_key(&message.name, &mut violations);
+        let key = settle(key, violations)?;
+        let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
+        let Some(id) = tenant.id else { return Err(ApiError::from(TenantError::NotFound).into()) };
+        let activity = self.activities.get(id, tenant.database).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::activity(id, activity)))
     }
 }
 
@@ -111,6 +127,17 @@ impl LeaseService for LeaseApi {
         let leased = self.logins.lease(id, ctx.service().to_owned()).await;
         let (row, login) = leased.map_err(ApiError::from)?;
         Ok(Response::new(convert::lease(row, &login, self.session_cap, self.clock.now())))
+    }
+
+    async fn report_activity(
+        &self,
+        request: Request<pb::ReportActivityRequest>,
+    ) -> Result<Response<pb::ReportActivityResponse>, Status> {
+        let (ctx, message, mut violations) = open::<ServiceContext, _>(request)?;
+        let report = convert::report(ctx.service(), message, &mut violations);
+        let report = settle(Some(report), violations)?;
+        self.activities.report(report).await.map_err(ApiError::from)?;
+        Ok(Response::new(pb::ReportActivityResponse {}))
     }
 
     async fn register_schema(

@@ -1,0 +1,113 @@
+//! What the processes of data services tell of themselves: that they live,
+//! how many sessions they may have, and what tenants do in them.
+
+mod error;
+mod store;
+
+use chrono::TimeDelta;
+use crm_clock::Clock;
+use crm_tenancy::StoreError;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+pub(crate) use error::ActivityError;
+pub(crate) use store::{ActivityRow, TenantReport};
+
+use crate::database::{Database, owned};
+
+/// How long a process counts after its last sign of life, which comes every
+/// few seconds.
+const ALIVE_FOR: TimeDelta = TimeDelta::seconds(15);
+/// How long the figures of a process are kept after its last report.
+const KEPT_FOR: TimeDelta = TimeDelta::days(7);
+/// Connections of each cluster that are not the data services': the
+/// registry's own, and some for operators.
+pub const RESERVED_CONNECTIONS: i64 = 24;
+
+/// A process and its report.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) service: String,
+    pub(crate) instance: String,
+    pub(crate) number: i64,
+    pub(crate) session_budget: i32,
+    pub(crate) tenants: Vec<TenantReport>,
+}
+
+/// What a tenant does.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    pub(crate) processes: Vec<ActivityRow>,
+    pub(crate) session_count: i64,
+    pub(crate) size_bytes: i64,
+}
+
+/// The use cases of activity.
+#[derive(Clone, Debug)]
+pub(crate) struct Activities {
+    database: Database,
+    clock: Clock,
+}
+
+impl Activities {
+    pub(crate) fn new(database: Database, clock: Clock) -> Self {
+        Self { database, clock }
+    }
+
+    /// Takes a report in, once. A process that was not alive joins, if its
+    /// sessions have room in every cluster beside those of all others.
+    pub(crate) async fn report(&self, report: Report) -> Result<(), ActivityError> {
+        let this = self.clone();
+        owned(async move { this.report_owned(&report).await }).await
+    }
+
+    async fn report_owned(&self, report: &Report) -> Result<(), ActivityError> {
+        let now = self.clock.now();
+        let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
+        if let Some(number) = store::report_number(&mut tx, report, now - ALIVE_FOR).await? {
+            if number >= report.number {
+                return Ok(());
+            }
+        } else if report.session_budget > 0 {
+            self.make_room(&mut tx, report).await?;
+        }
+        if report.session_budget > 0 {
+            store::upsert_instance(&mut tx, report, now).await?;
+        } else {
+            store::delete_instance(&mut tx, report).await?;
+        }
+        store::add_activity(&mut tx, report, now).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// One process joins at a time, so that two do not take the same room.
+    async fn make_room(&self, tx: &mut PgConnection, report: &Report) -> Result<(), ActivityError> {
+        let now = self.clock.now();
+        store::lock_joins(tx).await?;
+        store::delete_old_activity(tx, now - KEPT_FOR).await?;
+        let taken = store::budgets_of_others(tx, report, now - ALIVE_FOR).await?;
+        let connections = store::connections(&self.database.cluster).await?;
+        let needed = taken + i64::from(report.session_budget) + RESERVED_CONNECTIONS;
+        if needed > connections {
+            return Err(ActivityError::BudgetExceeded { needed, connections });
+        }
+        Ok(())
+    }
+
+    /// What a tenant does, in the database of this name.
+    pub(crate) async fn get(
+        &self,
+        tenant_id: Uuid,
+        database: String,
+    ) -> Result<Activity, ActivityError> {
+        let this = self.clone();
+        owned(async move {
+            let processes = store::activity(&this.database.registry, tenant_id).await?;
+            let (session_count, size_bytes) =
+                store::database_figures(&this.database.cluster, &database).await?;
+            Ok(Activity { processes, session_count, size_bytes })
+        })
+        .await
+    }
+}
