@@ -105,6 +105,12 @@ impl Operator {
         let made = self.client.create_tenant(request).await?;
         Ok(made.into_inner().name)
     }
+
+    /// What a tenant did until now.
+    pub(crate) async fn activity(&mut self, tenant: &str) -> Result<pb::TenantActivity, Failure> {
+        let message = pb::GetTenantActivityRequest { name: format!("{tenant}/activity") };
+        Ok(self.client.get_tenant_activity(self.bearer.request(message)).await?.into_inner())
+    }
 }
 
 /// A client that asks for leases as the contacts service does.

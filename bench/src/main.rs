@@ -31,6 +31,7 @@ enum Subject {
     CreateContact,
     CreateTenant,
     ColdTenant,
+    ManyTenants,
 }
 
 /// Measures the suite beside PostgreSQL's own pgbench, and prints one table
@@ -45,7 +46,7 @@ struct Options {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "get-contact,create-contact,create-tenant,cold-tenant"
+        default_value = "get-contact,create-contact,create-tenant,cold-tenant,many-tenants"
     )]
     subjects: Vec<Subject>,
     /// How often each side is measured
@@ -67,6 +68,12 @@ struct Options {
     /// How many tenants are made, and then called for the first time
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=200))]
     tenants: u32,
+    /// Over how many tenants calls are spread
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    many_tenants: u32,
+    /// How many sessions each data service may have
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=60))]
+    session_budget: u32,
     /// What the program logs, into a file
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
@@ -89,7 +96,7 @@ fn main() -> ExitCode {
 /// measured until then is printed.
 async fn run(options: Options) -> Result<(), Failure> {
     let pgbench = Pgbench::find().await?;
-    let suite = Suite::spawn(&options.crm, &options.log)?;
+    let suite = Suite::spawn(&options.crm, &options.log, options.session_budget)?;
     let bench = Bench { options, pgbench, suite };
     let mut rows = Vec::new();
     let outcome = tokio::select! {
@@ -112,6 +119,7 @@ async fn measure_all(bench: &Bench, rows: &mut Vec<Row>) -> Result<(), Failure> 
             Subject::CreateContact => readings::create_contact::read(bench).await?,
             Subject::CreateTenant => readings::create_tenant::read(bench).await?,
             Subject::ColdTenant => readings::cold_tenant::read(bench).await?,
+            Subject::ManyTenants => readings::many_tenants::read(bench).await?,
         });
     }
     Ok(())

@@ -95,7 +95,7 @@ fn mean(readings: &[Reading]) -> Usage {
 }
 
 /// The value below which this share of the values lies (nearest rank).
-fn quantile(values: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (share * sorted.len() as f64).ceil() as usize;

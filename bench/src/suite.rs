@@ -41,11 +41,12 @@ pub(crate) struct Suite {
 
 impl Suite {
     /// Starts the program; it does not serve yet.
-    pub(crate) fn spawn(program: &Path, log: &str) -> Result<Self, Failure> {
+    pub(crate) fn spawn(program: &Path, log: &str, session_budget: u32) -> Result<Self, Failure> {
         let port_base = free_ports()?;
         let folder = make_folder()?;
         let log_file = File::create(folder.join("crm.log"))?;
         let mut start = command(program, &folder, port_base);
+        start.args(["--session-budget", &session_budget.to_string()]);
         start.args(["--log", log, "--log-format", "pretty", "start"]);
         // A Ctrl-C is for this program alone, which then stops the other.
         start.process_group(0).stdout(log_file.try_clone()?).stderr(log_file);

@@ -4,3 +4,4 @@ pub(crate) mod cold_tenant;
 pub(crate) mod create_contact;
 pub(crate) mod create_tenant;
 pub(crate) mod get_contact;
+pub(crate) mod many_tenants;

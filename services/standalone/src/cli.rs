@@ -69,6 +69,10 @@ pub struct Options {
         hide_env_values = true
     )]
     pub database_url: Option<SecretString>,
+    /// The most database sessions of each data service; fewer where PostgreSQL takes fewer
+    #[arg(long, env = "CRM_SESSION_BUDGET", value_name = "COUNT", default_value_t = 60, global = true,
+          value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub session_budget: u16,
     /// The origins that browsers may call the edge from
     #[arg(
         long,

@@ -15,9 +15,8 @@ use crate::data::DataDir;
 use crate::demo;
 use crate::postgres::{self, PrivatePostgres};
 
-/// The most sessions of each data service: two of them, the registry's own
-/// connections and the reserve stay below the private server's maximum.
-const SESSION_BUDGET: usize = 60;
+/// The private server's maximum: enough for two data services of the default
+/// session budget, the registry's own connections and the reserve.
 const MAX_CONNECTIONS: u32 = 160;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -62,7 +61,7 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
         superuser,
         secrets,
         edge_origins: options.edge_origins.clone(),
-        session_budget: SESSION_BUDGET,
+        session_budget: options.session_budget.into(),
     };
     let outcome = tokio::select! {
         served = serve(config, listeners, &options, started, shutdown.clone()) => served,
