@@ -3,6 +3,7 @@
 
 mod data;
 mod edge;
+pub mod etag;
 pub mod filter;
 mod limits;
 pub mod names;

@@ -11,6 +11,14 @@ pub fn parse(collection: &str, name: &str) -> Option<Uuid> {
     (parsed.as_hyphenated().to_string() == id).then_some(parsed)
 }
 
+/// The ids in a name of a collection within another one, such as
+/// `conversations/{uuid}/messages/{uuid}`: the parent's and its own.
+pub fn parse_child(parents: &str, collection: &str, name: &str) -> Option<(Uuid, Uuid)> {
+    let (parent, _) = name.split_once(&format!("/{collection}/"))?;
+    let child = name.strip_prefix(parent)?.strip_prefix('/')?;
+    Some((parse(parents, parent)?, parse(collection, child)?))
+}
+
 /// As [`parse`], but adds a violation for a name that is malformed. An empty
 /// one is left to the field's own rules.
 pub fn parse_field(
@@ -48,6 +56,27 @@ mod tests {
             "contacts/-".to_owned(),
         ] {
             assert_eq!(parse("contacts", &name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_childs_name_has_its_parents_before_it() {
+        let id = "0192f0c1-2345-7abc-8def-0123456789ab";
+        let read = |name: &str| parse_child("conversations", "messages", name);
+
+        let both = read(&format!("conversations/{id}/messages/{id}"));
+
+        assert_eq!(both, Some((id.parse().unwrap(), id.parse().unwrap())));
+        for name in [
+            format!("messages/{id}"),
+            format!("conversations/{id}"),
+            format!("conversations/{id}/messages/"),
+            format!("conversations/{id}/messages/{id}/messages/{id}"),
+            format!("conversations/{id}/{id}"),
+            format!("contacts/{id}/messages/{id}"),
+            format!("conversations//messages/{id}"),
+        ] {
+            assert_eq!(read(&name), None, "{name}");
         }
     }
 }

@@ -6,7 +6,7 @@ use crm_proto::messaging::v1 as messaging_pb;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::text::is_blank;
-use crm_service::{filter, names, timestamp};
+use crm_service::{etag, filter, names, timestamp};
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct};
@@ -44,14 +44,7 @@ pub(super) fn target(
 ) -> Result<Target, ApiError> {
     let id = names::parse_field("contacts", name, "name", &mut violations);
     let id = settle(id, violations)?;
-    Ok(Target { id, revision: revision(etag) })
-}
-
-/// The revision that an etag stands for. An etag that is none of ours fits no
-/// contact: no revision is negative.
-fn revision(etag: &str) -> Option<i64> {
-    let number = |etag: &str| etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
-    (!etag.is_empty()).then(|| number(etag).unwrap_or(-1))
+    Ok(Target { id, revision: etag::parse(etag) })
 }
 
 /// What an update asks for. Only the fields that it names are looked at; what
@@ -76,7 +69,7 @@ pub(super) fn update(
         Some(field) => fields.iter().any(|(name, _)| *name == field) || field == "name",
         None => true,
     });
-    let target = id.map(|id| Target { id, revision: revision(&contact.etag) });
+    let target = id.map(|id| Target { id, revision: etag::parse(&contact.etag) });
     let is_metadata_asked = fields.iter().any(|(_, field)| *field == Field::Metadata);
     let metadata = contact.metadata.filter(|_| is_metadata_asked);
     let new = NewContact {
@@ -219,7 +212,7 @@ pub(super) fn from_recorded(recorded: &Recorded) -> Result<pb::Contact, ContactE
 }
 
 fn with_revision(message: pb::Contact, revision: i64) -> pb::Contact {
-    pb::Contact { etag: format!("\"{revision}\""), revision, ..message }
+    pb::Contact { etag: etag::format(revision), revision, ..message }
 }
 
 /// The conversation that is made with a contact, as the change log records it.

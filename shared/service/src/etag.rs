@@ -1,0 +1,27 @@
+//! Etags (AIP-154): the revision at which a resource was last changed.
+
+/// The etag of a resource at a revision.
+pub fn format(revision: i64) -> String {
+    format!("\"{revision}\"")
+}
+
+/// The revision that an etag stands for; `None`: there is no etag. One that is
+/// none of ours fits no resource: no revision is negative.
+pub fn parse(etag: &str) -> Option<i64> {
+    let number = |etag: &str| etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
+    (!etag.is_empty()).then(|| number(etag).unwrap_or(-1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etag_is_read_back_and_a_foreign_one_fits_nothing() {
+        assert_eq!(parse(&format(7)), Some(7));
+        assert_eq!(parse(""), None);
+        for foreign in ["7", "\"\"", "W/\"7\"", "\"x\"", "\""] {
+            assert_eq!(parse(foreign), Some(-1), "{foreign}");
+        }
+    }
+}
