@@ -16,11 +16,18 @@ use crate::message::Messages;
 pub const SERVICE: DataService = DataService {
     name: "messaging",
     application: "crm-messaging",
-    migrations: &[Migration {
-        version: 1,
-        description: "conversations and messages",
-        sql: include_str!("../migrations/0001_messaging.sql"),
-    }],
+    migrations: &[
+        Migration {
+            version: 1,
+            description: "conversations and messages",
+            sql: include_str!("../migrations/0001_messaging.sql"),
+        },
+        Migration {
+            version: 2,
+            description: "names of conversations, and lists by state",
+            sql: include_str!("../migrations/0002_conversations.sql"),
+        },
+    ],
 };
 
 /// Starts messaging.
@@ -33,7 +40,7 @@ pub async fn start(
     clock: Clock,
 ) -> Result<DataApp, Box<dyn Error + Send + Sync>> {
     let services = |sessions: &TenantSessions| {
-        let conversations = Conversations::new(sessions.clone());
+        let conversations = Conversations::new(sessions.clone(), clock.clone());
         let messages = Messages::new(sessions.clone(), clock.clone());
         StackBuilder::default()
             .service(

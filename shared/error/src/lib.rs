@@ -199,6 +199,8 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::ResourceDeleted
         | ErrorReason::ResourceNotDeleted
         | ErrorReason::ConversationClosed
+        | ErrorReason::StateTransitionInvalid
+        | ErrorReason::ConversationLimitReached
         | ErrorReason::SessionBudgetExceeded => Code::FailedPrecondition,
         ErrorReason::ConcurrentChange => Code::Aborted,
         ErrorReason::Cancelled => Code::Cancelled,

@@ -1,34 +1,147 @@
 //! Between messages (of protobuf) and messaging's own types.
 
-use crm_error::Violations;
+use crm_error::{ApiError, Violations};
 use crm_proto::messaging::v1 as pb;
+use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
-use crm_service::{names, timestamp};
+use crm_service::text::is_blank;
+use crm_service::{etag, filter, names, timestamp};
 use prost::Message as _;
+use uuid::Uuid;
 
-use crate::conversation::{Conversation, ConversationFilter};
-use crate::message::{Message, MessageError, NewMessage, Recorded};
+use crate::conversation::{
+    Conversation, ConversationError, ConversationFilter, ConversationPatch, NewConversation,
+    Recorded, State, Target,
+};
+use crate::message::{Message, MessageError, NewMessage};
 
 /// The most conversations in a page with messages.
 const MAX_FULL_PAGE: i64 = 25;
 /// The most messages of one conversation there.
 const MAX_MESSAGES: i64 = 100;
 
+/// What a request asks for.
+///
+/// # Errors
+///
+/// All that is wrong with it. What only answers have is not looked at.
+pub(super) fn new_conversation(
+    request: pb::CreateConversationRequest,
+    mut violations: Violations,
+) -> Result<NewConversation, ApiError> {
+    violations.retain(|field| !field.starts_with("conversation.messages"));
+    let conversation = request.conversation.unwrap_or_default();
+    let contact = &conversation.contact;
+    let id = names::parse_field("contacts", contact, "conversation.contact", &mut violations);
+    let contact_id = settle(id, violations)?;
+    let state = match conversation.state() {
+        State::Unspecified => State::Active,
+        state @ (State::Active | State::Snoozed | State::Archived | State::Closed) => state,
+    };
+    Ok(NewConversation { contact_id, display_name: present(conversation.display_name), state })
+}
+
+/// The fields that an update can name.
+const FIELDS: [&str; 2] = ["state", "display_name"];
+
+/// What an update asks for. Only the fields that it names are looked at.
+///
+/// # Errors
+///
+/// All that is wrong with them.
+pub(super) fn conversation_update(
+    request: pb::UpdateConversationRequest,
+    mut violations: Violations,
+) -> Result<(Target, ConversationPatch), ApiError> {
+    let conversation = request.conversation.unwrap_or_default();
+    let name = &conversation.name;
+    let id = names::parse_field("conversations", name, "conversation.name", &mut violations);
+    if name.is_empty() {
+        violations.add("conversation.name", "REQUIRED", "It is required.");
+    }
+    let fields = match &request.update_mask {
+        Some(mask) => masked(&mask.paths, &mut violations),
+        None => FIELDS.into_iter().filter(|field| is_populated(&conversation, field)).collect(),
+    };
+    if fields.is_empty() && !violations.has("update_mask") {
+        violations.add("update_mask", "NOTHING_TO_UPDATE", "At least one field.");
+    }
+    violations.retain(|field| match field.strip_prefix("conversation.") {
+        Some(field) => fields.contains(&field) || field == "name",
+        None => true,
+    });
+    let state = fields.contains(&"state").then(|| conversation.state());
+    if conversation.state == 0 && state.is_some() {
+        violations.add("conversation.state", "ENUM_NOT_IN", "It must be specified.");
+    }
+    let target = id.map(|id| Target { id, revision: etag::parse(&conversation.etag) });
+    let is_named = fields.contains(&"display_name");
+    let display_name = is_named.then(|| present(conversation.display_name));
+    Ok((settle(target, violations)?, ConversationPatch { state, display_name }))
+}
+
+fn masked(paths: &[String], violations: &mut Violations) -> Vec<&'static str> {
+    if paths == ["*"] {
+        return FIELDS.to_vec();
+    }
+    if paths.iter().any(|path| !FIELDS.contains(&path.as_str())) {
+        let names = FIELDS.join(", ");
+        let text = format!("Each path is one of {names}; or the only one is `*`.");
+        violations.add("update_mask", "FIELD_MASK", text);
+    }
+    FIELDS.into_iter().filter(|field| paths.iter().any(|path| path == field)).collect()
+}
+
+fn is_populated(conversation: &pb::Conversation, field: &str) -> bool {
+    match field {
+        "state" => conversation.state != 0,
+        _ => !conversation.display_name.is_empty(),
+    }
+}
+
+/// A blank text is absent.
+fn present(text: String) -> Option<String> {
+    (!is_blank(&text)).then_some(text)
+}
+
+/// Which conversations a list asks for.
 pub(super) fn filter(
     request: &pb::ListConversationsRequest,
     violations: &mut Violations,
 ) -> ConversationFilter {
-    let contact_id = names::parse_field("contacts", &request.contact, "contact", violations);
     let page_size = page::size(request.page_size);
-    match request.view() {
-        pb::ConversationView::Full => ConversationFilter {
-            contact_id,
-            page_size: page_size.min(MAX_FULL_PAGE),
-            messages: page::size(request.message_page_size).min(MAX_MESSAGES),
-        },
-        pb::ConversationView::Unspecified | pb::ConversationView::Basic => {
-            ConversationFilter { contact_id, page_size, messages: 0 }
+    let mut filter = ConversationFilter {
+        of_contact: names::parse_field("contacts", &request.contact, "contact", violations),
+        show_deleted: request.show_deleted,
+        page_size,
+        messages: messages_shown(request.view(), request.message_page_size),
+        ..ConversationFilter::default()
+    };
+    if filter.messages > 0 {
+        filter.page_size = page_size.min(MAX_FULL_PAGE);
+    }
+    for equals in filter::parse(&request.filter, &["contact", "state"], violations) {
+        if equals.field == "contact" {
+            filter.contact_id = names::parse("contacts", &equals.value);
+            if filter.contact_id.is_none() {
+                violations.add("filter", "FILTER", "`contact` is `contacts/` and a UUID.");
+            }
+        } else {
+            filter.state = State::from_str_name(&equals.value);
+            if filter.state.is_none_or(|state| state == State::Unspecified) {
+                let text = "`state` is the name of a state, such as STATE_ACTIVE.";
+                violations.add("filter", "FILTER", text);
+            }
         }
+    }
+    filter
+}
+
+/// How many messages of each conversation a view shows.
+pub(super) fn messages_shown(view: pb::ConversationView, page_size: i32) -> i64 {
+    match view {
+        pb::ConversationView::Full => page::size(page_size).min(MAX_MESSAGES),
+        pb::ConversationView::Unspecified | pb::ConversationView::Basic => 0,
     }
 }
 
@@ -44,6 +157,16 @@ pub(super) fn new_message(
         sender_type: message.sender_type(),
         content: message.content,
     })
+}
+
+/// The ids in a message's name: its conversation's and its own.
+pub(super) fn message_ids(name: &str, violations: &mut Violations) -> Option<(Uuid, Uuid)> {
+    let ids = names::parse_child("conversations", "messages", name);
+    if ids.is_none() && !name.is_empty() {
+        let text = "`conversations/`, a UUID, `/messages/` and a UUID.";
+        violations.add("name", "RESOURCE_NAME", text);
+    }
+    ids
 }
 
 pub(super) fn conversation_page(
@@ -71,7 +194,7 @@ impl From<Conversation> for pb::Conversation {
         let revision = conversation.revision;
         let messages = std::mem::take(&mut conversation.messages);
         Self {
-            etag: format!("\"{revision}\""),
+            etag: etag::format(revision),
             revision,
             messages: messages.into_iter().map(Into::into).collect(),
             ..recorded_conversation(conversation)
@@ -82,9 +205,15 @@ impl From<Conversation> for pb::Conversation {
 /// What the change log records of a conversation: all but revision and etag,
 /// which the change itself carries, and messages, which are their own.
 pub(crate) fn recorded_conversation(conversation: Conversation) -> pb::Conversation {
+    let name = format!("conversations/{}", conversation.id);
+    pb::Conversation { name, ..preview_conversation(conversation) }
+}
+
+/// A conversation that has not been created: it has no name.
+pub(super) fn preview_conversation(conversation: Conversation) -> pb::Conversation {
     pb::Conversation {
-        name: format!("conversations/{}", conversation.id),
         contact: format!("contacts/{}", conversation.contact_id),
+        display_name: conversation.display_name.unwrap_or_default(),
         state: conversation.state.into(),
         last_message_time: conversation.last_message_time.map(timestamp),
         create_time: Some(timestamp(conversation.create_time)),
@@ -92,6 +221,16 @@ pub(crate) fn recorded_conversation(conversation: Conversation) -> pb::Conversat
         delete_time: conversation.delete_time.map(timestamp),
         ..pb::Conversation::default()
     }
+}
+
+/// The answer to a write, from what the change log recorded of it.
+pub(super) fn conversation_from_recorded(
+    recorded: &Recorded,
+) -> Result<pb::Conversation, ConversationError> {
+    let conversation = pb::Conversation::decode(recorded.after.as_slice());
+    let conversation = conversation.map_err(|error| ConversationError::Corrupt(error.into()))?;
+    let revision = recorded.revision;
+    Ok(pb::Conversation { etag: etag::format(revision), revision, ..conversation })
 }
 
 impl From<Message> for pb::Message {
@@ -121,12 +260,12 @@ pub(super) fn preview(message: Message) -> pb::Message {
 }
 
 /// The answer to a write, from what the change log recorded of it.
-pub(super) fn from_recorded(recorded: &Recorded) -> Result<pb::Message, MessageError> {
+pub(super) fn message_from_recorded(recorded: &Recorded) -> Result<pb::Message, MessageError> {
     let message = pb::Message::decode(recorded.after.as_slice());
     let message = message.map_err(|error| MessageError::Corrupt(error.into()))?;
     Ok(with_revision(message, recorded.revision))
 }
 
 fn with_revision(message: pb::Message, revision: i64) -> pb::Message {
-    pb::Message { etag: format!("\"{revision}\""), revision, ..message }
+    pb::Message { etag: etag::format(revision), revision, ..message }
 }

@@ -30,17 +30,75 @@ pub(crate) struct MessageApi {
 
 #[tonic::async_trait]
 impl ConversationService for ConversationApi {
+    async fn create_conversation(
+        &self,
+        request: Request<pb::CreateConversationRequest>,
+    ) -> Result<Response<pb::Conversation>, Status> {
+        let (ctx, message, violations) = open::<TenantContext, _>(request)?;
+        let anonymous =
+            pb::CreateConversationRequest { request_id: String::new(), ..message.clone() };
+        let key = RequestKey::new(&message.request_id, &anonymous);
+        let validate_only = message.validate_only;
+        let new = convert::new_conversation(message, violations)?;
+        if validate_only {
+            let preview = self.conversations.preview(&ctx, new).await.map_err(ApiError::from)?;
+            return Ok(Response::new(convert::preview_conversation(preview)));
+        }
+        let recorded = self.conversations.create(&ctx, new, key).await.map_err(ApiError::from)?;
+        let answer = convert::conversation_from_recorded(&recorded);
+        Ok(Response::new(answer.map_err(ApiError::from)?))
+    }
+
+    async fn get_conversation(
+        &self,
+        request: Request<pb::GetConversationRequest>,
+    ) -> Result<Response<pb::Conversation>, Status> {
+        let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
+        let id = names::parse_field("conversations", &message.name, "name", &mut violations);
+        let id = settle(id, violations)?;
+        let messages = convert::messages_shown(message.view(), message.message_page_size);
+        let conversation = self.conversations.get(&ctx, id, messages).await;
+        Ok(Response::new(conversation.map_err(ApiError::from)?.into()))
+    }
+
     async fn list_conversations(
         &self,
         request: Request<pb::ListConversationsRequest>,
     ) -> Result<Response<pb::ListConversationsResponse>, Status> {
         let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
-        let binding = Binding::new(ctx.tenant(), "ListConversations", &[&message.contact]);
+        let arguments = [
+            message.contact.as_str(),
+            &message.view.to_string(),
+            &message.message_page_size.to_string(),
+            &message.filter,
+            &message.show_deleted.to_string(),
+        ];
+        let binding = Binding::new(ctx.tenant(), "ListConversations", &arguments);
         let cursor = Cursor::decode(&message.page_token, &binding, &mut violations);
         let filter = convert::filter(&message, &mut violations);
         settle(Some(()), violations)?;
         let page = self.conversations.list(&ctx, filter, cursor).await.map_err(ApiError::from)?;
         Ok(Response::new(convert::conversation_page(page, &binding)))
+    }
+
+    async fn update_conversation(
+        &self,
+        request: Request<pb::UpdateConversationRequest>,
+    ) -> Result<Response<pb::Conversation>, Status> {
+        let (ctx, message, violations) = open::<TenantContext, _>(request)?;
+        let anonymous =
+            pb::UpdateConversationRequest { request_id: String::new(), ..message.clone() };
+        let key = RequestKey::new(&message.request_id, &anonymous);
+        let validate_only = message.validate_only;
+        let (target, patch) = convert::conversation_update(message, violations)?;
+        if validate_only {
+            let preview = self.conversations.preview_update(&ctx, target, patch).await;
+            return Ok(Response::new(preview.map_err(ApiError::from)?.into()));
+        }
+        let recorded = self.conversations.update(&ctx, target, patch, key).await;
+        let recorded = recorded.map_err(ApiError::from)?;
+        let answer = convert::conversation_from_recorded(&recorded);
+        Ok(Response::new(answer.map_err(ApiError::from)?))
     }
 }
 
@@ -61,7 +119,18 @@ impl MessageService for MessageApi {
             return Ok(Response::new(convert::preview(message)));
         }
         let recorded = self.messages.create(&ctx, new, key).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::from_recorded(&recorded).map_err(ApiError::from)?))
+        Ok(Response::new(convert::message_from_recorded(&recorded).map_err(ApiError::from)?))
+    }
+
+    async fn get_message(
+        &self,
+        request: Request<pb::GetMessageRequest>,
+    ) -> Result<Response<pb::Message>, Status> {
+        let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
+        let ids = convert::message_ids(&message.name, &mut violations);
+        let (conversation_id, id) = settle(ids, violations)?;
+        let message = self.messages.get(&ctx, conversation_id, id).await;
+        Ok(Response::new(message.map_err(ApiError::from)?.into()))
     }
 
     async fn list_messages(

@@ -4,9 +4,11 @@ use crm_error::{ApiError, ErrorReason};
 use crm_tenancy::{SessionError, StoreError};
 use uuid::Uuid;
 
-/// Why a message could not be sent or listed.
+/// Why a message could not be sent or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MessageError {
+    #[error("there is no message {id} in conversation {conversation_id}")]
+    NotFound { conversation_id: Uuid, id: Uuid },
     #[error("there is no conversation {0}")]
     ConversationNotFound(Uuid),
     #[error("conversation {0} is deleted")]
@@ -26,6 +28,9 @@ pub(crate) enum MessageError {
 impl From<MessageError> for ApiError {
     fn from(error: MessageError) -> Self {
         match error {
+            MessageError::NotFound { conversation_id, id } => {
+                Self::not_found("message", format!("conversations/{conversation_id}/messages/{id}"))
+            }
             MessageError::ConversationNotFound(id) => {
                 Self::not_found("conversation", format!("conversations/{id}"))
             }

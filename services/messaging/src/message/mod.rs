@@ -1,4 +1,4 @@
-//! Messages: sending and listing them.
+//! Messages: their use cases.
 
 mod error;
 mod model;
@@ -14,7 +14,9 @@ use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::MessageError;
-pub(crate) use model::{Message, NewMessage, Recorded, SenderType, sender_type};
+pub(crate) use model::{Message, NewMessage, SenderType, sender_type};
+
+use crate::conversation::{Recorded, Write};
 
 /// The use cases of messages.
 #[derive(Clone, Debug)]
@@ -36,10 +38,10 @@ impl Messages {
         key: RequestKey,
     ) -> Result<Recorded, MessageError> {
         let message = self.preview(ctx, new)?;
-        let actor = ctx.subject().to_owned();
+        let write = Write { method: "CreateMessage", actor: ctx.subject().to_owned(), key };
         self.sessions
             .run(ctx, move |session| {
-                async move { store::insert(session, message, &actor, &key).await }.boxed()
+                async move { store::insert(session, message, write).await }.boxed()
             })
             .await
     }
@@ -54,6 +56,20 @@ impl Messages {
             ctx.demand(Permission::SystemMessagesSend)?;
         }
         Ok(Message::create(new, ctx.subject(), self.clock.new_id(), self.clock.now()))
+    }
+
+    /// A message of a conversation of the caller's tenant.
+    pub(crate) async fn get(
+        &self,
+        ctx: &TenantContext,
+        conversation_id: Uuid,
+        id: Uuid,
+    ) -> Result<Message, MessageError> {
+        self.sessions
+            .run(ctx, move |session| {
+                async move { store::get(session, conversation_id, id).await }.boxed()
+            })
+            .await
     }
 
     /// One page of the messages of a conversation of the caller's tenant.

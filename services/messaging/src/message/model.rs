@@ -6,6 +6,9 @@ pub(crate) use crm_proto::messaging::v1::message::SenderType;
 use crm_service::text::is_blank;
 use uuid::Uuid;
 
+use super::error::MessageError;
+use crate::conversation::{Conversation, State};
+
 /// Input to send a message.
 #[derive(Clone, Debug)]
 pub(crate) struct NewMessage {
@@ -29,14 +32,6 @@ pub(crate) struct Message {
     pub(crate) revision: i64,
 }
 
-/// A message as the change log has it: its public message without revision
-/// and etag, and the revision.
-#[derive(Clone, Debug)]
-pub(crate) struct Recorded {
-    pub(crate) after: Vec<u8>,
-    pub(crate) revision: i64,
-}
-
 impl NewMessage {
     /// Adds what the rules of a message find wrong; fields are those of the
     /// request.
@@ -51,7 +46,7 @@ impl Message {
     /// A new message of a caller. The caller has checked the input.
     pub(crate) fn create(new: NewMessage, caller: &str, id: Uuid, now: DateTime<Utc>) -> Self {
         // Nobody speaks in another's name: the sender is the caller, or the
-        // conversation's contact, whom the store fills in.
+        // conversation's contact, whom [`Message::enter`] fills in.
         let sender_id = match new.sender_type {
             SenderType::Contact => String::new(),
             SenderType::Unspecified | SenderType::User | SenderType::System => caller.to_owned(),
@@ -65,6 +60,27 @@ impl Message {
             create_time: now,
             revision: 0,
         }
+    }
+
+    /// Adds the message to its conversation, which it moves.
+    ///
+    /// # Errors
+    ///
+    /// When the conversation is deleted or closed.
+    pub(crate) fn enter(&mut self, conversation: &mut Conversation) -> Result<(), MessageError> {
+        if conversation.delete_time.is_some() {
+            return Err(MessageError::ConversationDeleted(conversation.id));
+        }
+        if conversation.state == State::Closed {
+            return Err(MessageError::ConversationClosed(conversation.id));
+        }
+        if self.sender_type == SenderType::Contact {
+            self.sender_id = format!("contacts/{}", conversation.contact_id);
+        }
+        let last = conversation.last_message_time.max(Some(self.create_time));
+        conversation.last_message_time = last;
+        conversation.update_time = conversation.update_time.max(self.create_time);
+        Ok(())
     }
 }
 

@@ -1,9 +1,7 @@
 //! All SQL of messages.
 
 use chrono::{DateTime, Utc};
-use crm_proto::messaging::v1::conversation::State;
 use crm_service::page::{Cursor, MAX_PAGE_BYTES, Page};
-use crm_service::repeat::RequestKey;
 use crm_tenancy::{StoreError, TenantSession};
 use futures_util::FutureExt as _;
 use prost::Message as _;
@@ -11,18 +9,21 @@ use sqlx::{FromRow, PgConnection};
 use uuid::Uuid;
 
 use super::error::MessageError;
-use super::model::{Message, Recorded, SenderType, sender_type};
-use crate::conversation::Conversation;
+use super::model::{Message, sender_type};
+use crate::conversation::{self, Begun, Conversation, Recorded, Write, begin};
 use crate::grpc::convert::{recorded_conversation, recorded_message};
 
+/// Messages in platform.resource_types.
+const KIND: i16 = 3;
+
 #[derive(FromRow)]
-struct ConversationRow {
-    contact_id: Uuid,
-    state: i16,
-    last_message_time: Option<DateTime<Utc>>,
+struct MessageRow {
+    conversation_is_deleted: bool,
+    sender_type: i16,
+    sender_id: String,
+    content: String,
     create_time: DateTime<Utc>,
-    update_time: DateTime<Utc>,
-    delete_time: Option<DateTime<Utc>>,
+    revision: i64,
 }
 
 /// One line of a page. A page without messages is one line without one.
@@ -49,85 +50,31 @@ struct PageRow {
 #[tracing::instrument(name = "db.message.insert", skip_all, fields(message.id = %message.id))]
 pub(super) async fn insert(
     session: &mut TenantSession,
-    message: Message,
-    actor: &str,
-    key: &RequestKey,
+    mut message: Message,
+    write: Write,
 ) -> Result<Recorded, MessageError> {
-    let (actor, key) = (actor.to_owned(), key.clone());
     session
         .transaction(move |connection| {
-            async move { insert_in(connection, message, &actor, &key).await }.boxed()
+            async move {
+                let revision = match begin(connection, &write, KIND).await? {
+                    Begun::New(revision) => revision,
+                    Begun::Repeated(recorded) => return Ok(recorded),
+                };
+                let read = conversation::get(connection, message.conversation_id).await?;
+                let mut conversation =
+                    read.ok_or(MessageError::ConversationNotFound(message.conversation_id))?;
+                message.enter(&mut conversation)?;
+                record(connection, &message, conversation, revision, &write.actor).await
+            }
+            .boxed()
         })
         .await
-}
-
-async fn insert_in(
-    connection: &mut PgConnection,
-    mut message: Message,
-    actor: &str,
-    key: &RequestKey,
-) -> Result<Recorded, MessageError> {
-    let (revision, is_new): (i64, bool) = sqlx::query_as(
-        "SELECT revision, is_new FROM platform.begin_write($1, 'CreateMessage', $2, $3)",
-    )
-    .bind(key.id)
-    .bind(actor)
-    .bind(&key.hash)
-    .fetch_one(&mut *connection)
-    .await
-    .map_err(StoreError::from)?;
-    if !is_new {
-        return replay(connection, revision, actor).await;
-    }
-    let mut conversation = open_conversation(connection, message.conversation_id).await?;
-    if message.sender_type == SenderType::Contact {
-        message.sender_id = format!("contacts/{}", conversation.contact_id);
-    }
-    let last = conversation.last_message_time.max(Some(message.create_time));
-    conversation.last_message_time = last;
-    conversation.update_time = message.create_time.max(conversation.update_time);
-    record(connection, &message, &conversation, revision, actor).await
-}
-
-/// The conversation that a message is added to.
-async fn open_conversation(
-    connection: &mut PgConnection,
-    id: Uuid,
-) -> Result<Conversation, MessageError> {
-    let row: Option<ConversationRow> = sqlx::query_as(
-        "SELECT contact_id, state, last_message_time, create_time, update_time, delete_time
-         FROM messaging.conversations
-         WHERE conversation_id = $1",
-    )
-    .bind(id)
-    .fetch_optional(connection)
-    .await
-    .map_err(StoreError::from)?;
-    let row = row.ok_or(MessageError::ConversationNotFound(id))?;
-    let state = State::try_from(i32::from(row.state)).unwrap_or_default();
-    if row.delete_time.is_some() {
-        return Err(MessageError::ConversationDeleted(id));
-    }
-    if state == State::Closed {
-        return Err(MessageError::ConversationClosed(id));
-    }
-    Ok(Conversation {
-        id,
-        contact_id: row.contact_id,
-        state,
-        last_message_time: row.last_message_time,
-        create_time: row.create_time,
-        update_time: row.update_time,
-        delete_time: None,
-        revision: 0,
-        messages: Vec::new(),
-    })
 }
 
 async fn record(
     connection: &mut PgConnection,
     message: &Message,
-    conversation: &Conversation,
+    conversation: Conversation,
     revision: i64,
     actor: &str,
 ) -> Result<Recorded, MessageError> {
@@ -146,7 +93,7 @@ async fn record(
                 WHERE conversation_id = $2
                 RETURNING 'conversations/' || conversation_id AS name
             )
-            SELECT platform.end_write($7, true, 0::smallint, inserted.name, 3::smallint, $10, $11)
+            SELECT platform.end_write($7, true, 0::smallint, inserted.name, $13, $10, $11)
                  , platform.end_write($7, true, 1::smallint, moved.name, 2::smallint, $10, $12)
             FROM inserted, moved
         ",
@@ -162,28 +109,52 @@ async fn record(
     .bind(conversation.update_time)
     .bind(actor)
     .bind(recorded_message(message.clone()).encode_to_vec())
-    .bind(recorded_conversation(conversation.clone()).encode_to_vec())
+    .bind(recorded_conversation(conversation).encode_to_vec())
+    .bind(KIND)
     .fetch_one(connection)
     .await
     .map_err(StoreError::from)?;
     Ok(Recorded { after, revision })
 }
 
-/// What the same request did before.
-async fn replay(
-    connection: &mut PgConnection,
-    revision: i64,
-    actor: &str,
-) -> Result<Recorded, MessageError> {
-    let after: Vec<u8> = sqlx::query_scalar(
-        "SELECT platform.end_write($1, false, 0::smallint, NULL, 3::smallint, $2, NULL)",
+/// A message, unless its conversation is deleted.
+#[tracing::instrument(name = "db.message.get", skip_all, fields(message.id = %id))]
+pub(super) async fn get(
+    session: &mut TenantSession,
+    conversation_id: Uuid,
+    id: Uuid,
+) -> Result<Message, MessageError> {
+    let row: Option<MessageRow> = sqlx::query_as(
+        r"
+            SELECT c.delete_time IS NOT NULL AS conversation_is_deleted
+                 , m.sender_type
+                 , m.sender_id
+                 , m.content
+                 , m.create_time
+                 , m.revision
+            FROM messaging.messages AS m
+            JOIN messaging.conversations AS c USING (conversation_id)
+            WHERE conversation_id = $1 AND m.message_id = $2
+        ",
     )
-    .bind(revision)
-    .bind(actor)
-    .fetch_one(connection)
+    .bind(conversation_id)
+    .bind(id)
+    .fetch_optional(session.connection())
     .await
     .map_err(StoreError::from)?;
-    Ok(Recorded { after, revision })
+    let row = row.ok_or(MessageError::NotFound { conversation_id, id })?;
+    if row.conversation_is_deleted {
+        return Err(MessageError::ConversationDeleted(conversation_id));
+    }
+    Ok(Message {
+        id,
+        conversation_id,
+        sender_type: sender_type(row.sender_type),
+        sender_id: row.sender_id,
+        content: row.content,
+        create_time: row.create_time,
+        revision: row.revision,
+    })
 }
 
 /// One page, and the revision of just these rows: one statement.

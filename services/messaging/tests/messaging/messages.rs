@@ -1,81 +1,17 @@
-//! ConversationService and MessageService, over the wire.
-
-#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+//! Messages: sending and listing them, and the lists of conversations.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
-use crm_proto::contacts::v1::{Contact, CreateContactRequest};
-use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
 use crm_proto::messaging::v1::message::SenderType;
-use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{
     ConversationView, CreateMessageRequest, ListConversationsRequest, ListConversationsResponse,
-    ListMessagesRequest, ListMessagesResponse, Message,
 };
-use crm_testing::{Client, Tenant, code_and_reason, field_faults, server};
+use crm_testing::{Tenant, code_and_reason, field_faults, server};
 use futures_util::future::join_all;
 use prost::Message as _;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Code;
 
-fn conversations(client: &Client) -> ConversationServiceClient<Channel> {
-    ConversationServiceClient::new(client.channel(server().addresses.messaging))
-}
-
-fn messages(client: &Client) -> MessageServiceClient<Channel> {
-    MessageServiceClient::new(client.channel(server().addresses.messaging))
-}
-
-/// A contact, with its conversation.
-async fn contact(client: &Client) -> Contact {
-    let mut contacts = ContactServiceClient::new(client.channel(server().addresses.contacts));
-    let contact = Contact {
-        display_name: "Grace Hopper".to_owned(),
-        phone: "+1 555 0100".to_owned(),
-        ..Contact::default()
-    };
-    let request = CreateContactRequest { contact: Some(contact), ..Default::default() };
-    contacts.create_contact(client.request(request)).await.unwrap().into_inner()
-}
-
-fn message(parent: &str, sender: SenderType, content: &str) -> CreateMessageRequest {
-    CreateMessageRequest {
-        parent: parent.to_owned(),
-        message: Some(Message {
-            sender_type: sender.into(),
-            content: content.to_owned(),
-            ..Message::default()
-        }),
-        ..CreateMessageRequest::default()
-    }
-}
-
-async fn send(client: &Client, request: CreateMessageRequest) -> Result<Message, Status> {
-    Ok(messages(client).create_message(client.request(request)).await?.into_inner())
-}
-
-async fn list(
-    client: &Client,
-    parent: &str,
-    page_size: i32,
-    page_token: &str,
-) -> Result<ListMessagesResponse, Status> {
-    let request = ListMessagesRequest {
-        parent: parent.to_owned(),
-        page_size,
-        page_token: page_token.to_owned(),
-    };
-    Ok(messages(client).list_messages(client.request(request)).await?.into_inner())
-}
-
-async fn list_conversations(
-    client: &Client,
-    request: ListConversationsRequest,
-) -> Result<ListConversationsResponse, Status> {
-    let answer = conversations(client).list_conversations(client.request(request)).await?;
-    Ok(answer.into_inner())
-}
+use crate::calls::{contact, failed, list_conversations, list_messages, message, not_found, send};
 
 #[tokio::test]
 async fn messages_come_back_in_order_and_move_their_conversation() {
@@ -92,7 +28,7 @@ async fn messages_come_back_in_order_and_move_their_conversation() {
     assert!(first.name.starts_with(&format!("{parent}/messages/")));
     assert_eq!(second.sender_id, contact.name);
     assert_eq!(third.sender_id, first.sender_id);
-    let read = list(&admin, parent, 0, "").await.unwrap();
+    let read = list_messages(&admin, parent, 0, "").await.unwrap();
     assert_eq!(read.messages, [first, second, third.clone()]);
     assert_eq!((read.revision, read.next_page_token.as_str()), (4, ""));
     let request = ListConversationsRequest {
@@ -153,7 +89,7 @@ async fn many_senders_to_one_conversation_all_succeed_in_one_order() {
     let mut walked = Vec::new();
     let mut token = String::new();
     loop {
-        let page = list(&admin, &parent, 7, &token).await.unwrap();
+        let page = list_messages(&admin, &parent, 7, &token).await.unwrap();
         assert!(page.messages.len() <= 7);
         walked.extend(page.messages);
         token = page.next_page_token;
@@ -203,11 +139,11 @@ async fn a_page_token_is_good_for_its_own_list_only() {
     for _ in 0..2 {
         send(&admin, message(&parent, SenderType::User, "x")).await.unwrap();
     }
-    let token = list(&admin, &parent, 1, "").await.unwrap().next_page_token;
+    let token = list_messages(&admin, &parent, 1, "").await.unwrap().next_page_token;
     assert!(!token.is_empty());
 
-    let foreign = list(&stranger, &parent, 1, &token).await;
-    let elsewhere = list(&admin, &other, 1, &token).await;
+    let foreign = list_messages(&stranger, &parent, 1, &token).await;
+    let elsewhere = list_messages(&admin, &other, 1, &token).await;
     let request = ListConversationsRequest {
         page_token: token.clone(),
         ..ListConversationsRequest::default()
@@ -232,11 +168,15 @@ async fn a_page_token_is_good_for_its_own_list_only() {
         .await
         .unwrap();
     }
-    let token = list(&admin, &parent, 1, "").await.unwrap().next_page_token;
+    let token = list_messages(&admin, &parent, 1, "").await.unwrap().next_page_token;
     for junk in ["x", "AAAA", "e30", &token[1..], &"a".repeat(1024)] {
-        assert_eq!(field_faults(list(&admin, &parent, 1, junk).await)[0].0, "page_token", "{junk}");
+        assert_eq!(
+            field_faults(list_messages(&admin, &parent, 1, junk).await)[0].0,
+            "page_token",
+            "{junk}"
+        );
     }
-    assert_eq!(field_faults(list(&admin, &parent, -1, "").await)[0].1, "NUMBER_GTE");
+    assert_eq!(field_faults(list_messages(&admin, &parent, -1, "").await)[0].1, "NUMBER_GTE");
 }
 
 #[tokio::test]
@@ -253,7 +193,7 @@ async fn pages_stay_below_what_clients_accept() {
     let mut read = 0;
     let mut token = String::new();
     loop {
-        let page = list(&admin, &parent, 1000, &token).await.unwrap();
+        let page = list_messages(&admin, &parent, 1000, &token).await.unwrap();
         assert!(page.encoded_len() < 4 << 20, "{}", page.encoded_len());
         read += page.messages.len();
         token = page.next_page_token;
@@ -312,7 +252,7 @@ async fn a_repeated_message_is_sent_once() {
 
     let bytes: Vec<_> = answers.into_iter().map(|m| m.unwrap().encode_to_vec()).collect();
     assert!(bytes.iter().all(|answer| *answer == bytes[0]));
-    assert_eq!(list(&admin, &parent, 0, "").await.unwrap().messages.len(), 1);
+    assert_eq!(list_messages(&admin, &parent, 0, "").await.unwrap().messages.len(), 1);
     let changed = CreateMessageRequest {
         request_id: request.request_id,
         ..message(&parent, SenderType::User, "twice")
@@ -328,16 +268,14 @@ async fn what_is_not_there_and_what_is_not_ones_own_answer_alike() {
     let (admin, stranger) = (one.admin(), two.admin());
     let theirs = contact(&admin).await;
     let parent = &theirs.initial_conversation;
-    let not_found = (Code::NotFound, "RESOURCE_NOT_FOUND".to_owned());
-
     let sent = send(&stranger, message(parent, SenderType::User, "x")).await;
-    let listed = list(&stranger, parent, 0, "").await;
+    let listed = list_messages(&stranger, parent, 0, "").await;
     let request = ListConversationsRequest { contact: theirs.name, ..Default::default() };
     let conversations = list_conversations(&stranger, request).await;
 
-    assert_eq!(code_and_reason(sent), not_found);
-    assert_eq!(code_and_reason(listed), not_found);
-    assert_eq!(code_and_reason(conversations), not_found);
+    assert_eq!(code_and_reason(sent), not_found());
+    assert_eq!(code_and_reason(listed), not_found());
+    assert_eq!(code_and_reason(conversations), not_found());
     let all = list_conversations(&stranger, ListConversationsRequest::default()).await.unwrap();
     assert_eq!((all.conversations.len(), all.revision), (0, 0));
     two.check_log().await;
@@ -358,9 +296,8 @@ async fn a_closed_or_deleted_conversation_takes_no_message() {
         .await
         .unwrap();
     let deleted = send(&admin, message(&parent, SenderType::User, "x")).await;
-    let listed = list(&admin, &parent, 0, "").await;
+    let listed = list_messages(&admin, &parent, 0, "").await;
 
-    let failed = |reason: &str| (Code::FailedPrecondition, reason.to_owned());
     assert_eq!(code_and_reason(closed), failed("CONVERSATION_CLOSED"));
     assert_eq!(code_and_reason(deleted), failed("RESOURCE_DELETED"));
     assert_eq!(code_and_reason(listed), failed("RESOURCE_DELETED"));
