@@ -163,6 +163,9 @@ fn rule_checks(
             ("string", Value::Message(string)) => {
                 checks.extend(scalar_checks("string", &format!("&self.{rust}"), "&at", string)?)
             }
+            ("int64", Value::Message(number)) => {
+                checks.extend(scalar_checks("number", &format!("self.{rust}"), "&at", number)?)
+            }
             ("int32" | "uint32", Value::Message(number)) => checks.extend(scalar_checks(
                 "number",
                 &format!("i64::from(self.{rust})"),
@@ -253,6 +256,7 @@ fn scalar_checks(
             }
             ("string", "uuid", Value::Bool(true)) => format!("uuid({value}, {at}, out);"),
             ("number", "gte", Value::I32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
+            ("number", "gte", Value::I64(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             ("number", "gte", Value::U32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             (_, other, _) => {
                 return Err(format!("rule {other} is not supported by this build").into());

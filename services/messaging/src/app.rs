@@ -3,13 +3,15 @@
 use std::error::Error;
 
 use crm_clock::Clock;
+use crm_proto::changes::v1::change_service_server::ChangeServiceServer;
 use crm_proto::messaging::v1::conversation_service_server::ConversationServiceServer;
 use crm_proto::messaging::v1::message_service_server::MessageServiceServer;
 use crm_service::{DataApp, DataConfig, DataService, MAX_MESSAGE_BYTES, StackBuilder};
 use crm_tenancy::{Migration, TenantSessions};
 
+use crate::change::Changes;
 use crate::conversation::Conversations;
-use crate::grpc::{ConversationApi, MessageApi};
+use crate::grpc::{ChangeApi, ConversationApi, MessageApi};
 use crate::message::Messages;
 
 /// This service.
@@ -40,9 +42,16 @@ pub async fn start(
     clock: Clock,
 ) -> Result<DataApp, Box<dyn Error + Send + Sync>> {
     let services = |sessions: &TenantSessions| {
+        let changes = Changes::new(sessions.clone());
         let conversations = Conversations::new(sessions.clone(), clock.clone());
         let messages = Messages::new(sessions.clone(), clock.clone());
         StackBuilder::default()
+            // Changes carry resources of other services.
+            .describing(["crm.contacts.v1.Contact"])
+            .service(
+                ChangeServiceServer::new(ChangeApi { changes })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
             .service(
                 ConversationServiceServer::new(ConversationApi { conversations })
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),

@@ -1,6 +1,8 @@
-//! Messaging: the conversations of a tenant with its contacts.
+//! Messaging: the conversations of a tenant with its contacts; and the feed of
+//! its changes.
 
 pub mod app;
+mod change;
 mod conversation;
 mod grpc;
 mod message;

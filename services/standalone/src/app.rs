@@ -301,6 +301,7 @@ fn edge(
         ("crm.registry.v1.TenantService", registry),
         ("crm.identity.v1.AuthService", registry),
         ("crm.contacts.v1.ContactService", contacts),
+        ("crm.changes.v1.ChangeService", messaging),
         ("crm.messaging.v1.ConversationService", messaging),
         ("crm.messaging.v1.MessageService", messaging),
     ];

@@ -22,6 +22,7 @@ const ADMINISTER: &[Permission] = &[
     Permission::ConversationsRead,
     Permission::ConversationsWrite,
     Permission::SystemMessagesSend,
+    Permission::ChangesRead,
 ];
 
 /// Every built-in role. An unknown role grants nothing.

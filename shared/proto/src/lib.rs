@@ -17,6 +17,7 @@ macro_rules! package {
     };
 }
 
+package!(changes, "crm.changes.v1");
 package!(common, "crm.common.v1");
 package!(contacts, "crm.contacts.v1");
 package!(identity, "crm.identity.v1");

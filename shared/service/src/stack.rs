@@ -66,11 +66,18 @@ pub struct StackBuilder {
     names: Vec<&'static str>,
     /// What others serve, and reflection tells of all the same.
     listed: Vec<&'static str>,
+    /// Messages of others' files that stand in answers here as `Any`.
+    described: Vec<&'static str>,
 }
 
 impl Default for StackBuilder {
     fn default() -> Self {
-        Self { routes: Routes::builder(), names: Vec::new(), listed: Vec::new() }
+        Self {
+            routes: Routes::builder(),
+            names: Vec::new(),
+            listed: Vec::new(),
+            described: Vec::new(),
+        }
     }
 }
 
@@ -99,6 +106,14 @@ impl StackBuilder {
         self
     }
 
+    /// Names messages that answers carry as `google.protobuf.Any` and that other
+    /// services' files define, for reflection alone.
+    #[must_use]
+    pub fn describing(mut self, messages: impl IntoIterator<Item = &'static str>) -> Self {
+        self.described.extend(messages);
+        self
+    }
+
     /// Adds health and reflection, and puts the layers before everything.
     ///
     /// # Errors
@@ -121,9 +136,9 @@ impl StackBuilder {
         let checks = HealthService::from_health_reporter(reporter);
         self.routes.add_service(HealthServer::new(checks));
         // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
-        let described = [self.names.as_slice(), &self.listed].concat();
-        self.routes.add_service(reflection(&described)?.build_v1()?);
-        self.routes.add_service(reflection(&described)?.build_v1alpha()?);
+        let named = [self.names.as_slice(), &self.listed].concat();
+        self.routes.add_service(reflection(&named, &self.described)?.build_v1()?);
+        self.routes.add_service(reflection(&named, &self.described)?.build_v1alpha()?);
         let stack = ServiceBuilder::new()
             // Outermost, so that every answer has an id, the project's form,
             // and a line in the log.
@@ -138,19 +153,22 @@ impl StackBuilder {
 }
 
 /// Reflection over the services of one listener, and no others: files that
-/// define other services are left out.
+/// define other services are left out, or keep but their messages where one of
+/// those is described.
 fn reflection(
     names: &[&'static str],
+    described: &[&'static str],
 ) -> Result<tonic_reflection::server::Builder<'static>, prost::DecodeError> {
     let mut files = FileDescriptorSet::decode(crm_proto::FILE_DESCRIPTOR_SET)?;
-    files.file.retain(|file| {
-        let mut services = file.service.iter();
-        let is_named = |name: &str| {
-            names
-                .iter()
-                .any(|known| known.strip_prefix(file.package()) == Some(&format!(".{name}")))
-        };
-        file.service.is_empty() || services.any(|service| is_named(service.name()))
+    files.file.retain_mut(|file| {
+        let package = file.package().to_owned();
+        let is_in =
+            |known: &[&str], name: &str| known.contains(&format!("{package}.{name}").as_str());
+        let others = !file.service.is_empty();
+        file.service.retain(|service| is_in(names, service.name()));
+        !others
+            || !file.service.is_empty()
+            || file.message_type.iter().any(|message| is_in(described, message.name()))
     });
     let builder = tonic_reflection::server::Builder::configure()
         .register_file_descriptor_set(files)

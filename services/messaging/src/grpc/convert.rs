@@ -1,14 +1,18 @@
 //! Between messages (of protobuf) and messaging's own types.
 
 use crm_error::{ApiError, Violations};
+use crm_proto::changes::v1 as changes_pb;
+use crm_proto::contacts::v1 as contacts_pb;
 use crm_proto::messaging::v1 as pb;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::text::is_blank;
 use crm_service::{etag, filter, names, timestamp};
 use prost::Message as _;
+use prost_types::Any;
 use uuid::Uuid;
 
+use crate::change::{Change, ChangeFilter, ChangePage, ResourceType};
 use crate::conversation::{
     Conversation, ConversationError, ConversationFilter, ConversationPatch, NewConversation,
     Recorded, State, Target,
@@ -268,4 +272,65 @@ pub(super) fn message_from_recorded(recorded: &Recorded) -> Result<pb::Message, 
 
 fn with_revision(message: pb::Message, revision: i64) -> pb::Message {
     pb::Message { etag: etag::format(revision), revision, ..message }
+}
+
+/// Which changes a list asks for.
+pub(super) fn change_filter(
+    request: &changes_pb::ListChangesRequest,
+    violations: &mut Violations,
+) -> ChangeFilter {
+    let mut resource_type = None;
+    for equals in filter::parse(&request.filter, &["resource_type"], violations) {
+        resource_type = ResourceType::named(&equals.value);
+        if resource_type.is_none() {
+            let text = format!("`resource_type` is one of {}.", ResourceType::names());
+            violations.add("filter", "FILTER", text);
+        }
+    }
+    let page_size = page::size(request.page_size);
+    ChangeFilter { after_revision: request.after_revision, resource_type, page_size }
+}
+
+pub(super) fn change_page(page: ChangePage) -> changes_pb::ListChangesResponse {
+    changes_pb::ListChangesResponse {
+        changes: page.changes.into_iter().map(Into::into).collect(),
+        next_after_revision: page.next_after_revision,
+        revision: page.revision,
+    }
+}
+
+impl From<Change> for changes_pb::Change {
+    fn from(change: Change) -> Self {
+        let mut value = change.after;
+        // In protobuf, messages are merged by joining their bytes.
+        value.extend(carried(change.resource_type, change.revision));
+        let resource_type = change.resource_type.as_str();
+        Self {
+            revision: change.revision,
+            ordinal: change.ordinal.into(),
+            resource: change.name,
+            resource_type: resource_type.to_owned(),
+            actor: change.actor,
+            cause: change.cause.unwrap_or_default(),
+            change_time: Some(timestamp(change.create_time)),
+            after: Some(Any { type_url: format!("type.googleapis.com/{resource_type}"), value }),
+        }
+    }
+}
+
+/// What a change carries of its resource, and so the log leaves out: etag and
+/// revision, encoded.
+fn carried(resource_type: ResourceType, revision: i64) -> Vec<u8> {
+    let etag = etag::format(revision);
+    match resource_type {
+        ResourceType::Contact => {
+            contacts_pb::Contact { etag, revision, ..Default::default() }.encode_to_vec()
+        }
+        ResourceType::Conversation => {
+            pb::Conversation { etag, revision, ..Default::default() }.encode_to_vec()
+        }
+        ResourceType::Message => {
+            pb::Message { etag, revision, ..Default::default() }.encode_to_vec()
+        }
+    }
 }

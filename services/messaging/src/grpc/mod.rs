@@ -4,6 +4,8 @@ pub(crate) mod convert;
 
 use crm_auth::TenantContext;
 use crm_error::ApiError;
+use crm_proto::changes::v1 as changes_pb;
+use crm_proto::changes::v1::change_service_server::ChangeService;
 use crm_proto::messaging::v1 as pb;
 use crm_proto::messaging::v1::conversation_service_server::ConversationService;
 use crm_proto::messaging::v1::message_service_server::MessageService;
@@ -13,8 +15,15 @@ use crm_service::page::{self, Binding, Cursor};
 use crm_service::repeat::RequestKey;
 use tonic::{Request, Response, Status};
 
+use crate::change::Changes;
 use crate::conversation::Conversations;
 use crate::message::Messages;
+
+/// `crm.changes.v1.ChangeService`.
+#[derive(Debug)]
+pub(crate) struct ChangeApi {
+    pub(crate) changes: Changes,
+}
 
 /// `crm.messaging.v1.ConversationService`.
 #[derive(Debug)]
@@ -26,6 +35,20 @@ pub(crate) struct ConversationApi {
 #[derive(Debug)]
 pub(crate) struct MessageApi {
     pub(crate) messages: Messages,
+}
+
+#[tonic::async_trait]
+impl ChangeService for ChangeApi {
+    async fn list_changes(
+        &self,
+        request: Request<changes_pb::ListChangesRequest>,
+    ) -> Result<Response<changes_pb::ListChangesResponse>, Status> {
+        let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
+        let filter = convert::change_filter(&message, &mut violations);
+        settle(Some(()), violations)?;
+        let page = self.changes.list(&ctx, filter).await.map_err(ApiError::from)?;
+        Ok(Response::new(convert::change_page(page)))
+    }
 }
 
 #[tonic::async_trait]

@@ -1,5 +1,7 @@
 //! The calls that the tests make.
 
+use crm_proto::changes::v1::change_service_client::ChangeServiceClient;
+use crm_proto::changes::v1::{ListChangesRequest, ListChangesResponse};
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest, DeleteContactRequest};
 use crm_proto::messaging::v1::conversation::State;
@@ -128,6 +130,15 @@ pub(crate) async fn list_messages(
         page_token: page_token.to_owned(),
     };
     Ok(messages(client).list_messages(client.request(request)).await?.into_inner())
+}
+
+pub(crate) async fn list_changes(
+    client: &Client,
+    request: ListChangesRequest,
+) -> Result<ListChangesResponse, Status> {
+    let channel = client.channel(server().addresses.messaging);
+    let mut changes = ChangeServiceClient::new(channel);
+    Ok(changes.list_changes(client.request(request)).await?.into_inner())
 }
 
 pub(crate) fn not_found() -> (Code, String) {

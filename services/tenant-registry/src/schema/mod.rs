@@ -23,8 +23,10 @@ use crate::seal::{SealError, fingerprint, new_secret, scram_verifier};
 
 /// The registry's own schema in every tenant database.
 const PLATFORM: &str = "platform";
-const PLATFORM_MIGRATIONS: [(&str, &str); 1] =
-    [("the change log", include_str!("../../platform/0001_log.sql"))];
+const PLATFORM_MIGRATIONS: [(&str, &str); 2] = [
+    ("the change log", include_str!("../../platform/0001_log.sql")),
+    ("the change feed", include_str!("../../platform/0002_feed.sql")),
+];
 
 /// Why a schema was not taken in.
 #[derive(Debug, thiserror::Error)]
