@@ -9,9 +9,10 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use crm_service::{EXIT_USAGE, Telemetry, run};
 use http::HeaderValue;
 use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::Addresses;
-use crate::{health, start, token};
+use crate::{health, reset, seed, start, token};
 
 /// A multi-tenant CRM backend: all services in one process
 #[derive(Debug, Parser)]
@@ -40,6 +41,24 @@ enum Command {
         /// That of an administrator of this tenant instead
         #[arg(long, value_name = "SLUG")]
         tenant: Option<String>,
+    },
+    /// Make a sample tenant with contacts, conversations and messages: the same each time
+    ///
+    /// What is there already is left alone: a run that was cut off is finished by the next.
+    Seed {
+        /// The tenant, which is made where there is none
+        #[arg(long, value_name = "SLUG", default_value = "sample")]
+        tenant: String,
+        /// How many contacts it gets; some 2.5 messages come with each
+        #[arg(long, value_name = "COUNT", default_value_t = 100,
+              value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+        contacts: u32,
+    },
+    /// Delete the data folder with all tenants and all keys; nothing may run with it
+    Reset {
+        /// Do it without a question
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -141,7 +160,25 @@ impl Cli {
                     health::wait(&options.addresses(), Duration::from_secs(timeout)).await
                 }
                 Command::Token { tenant } => token::print(options, tenant.as_deref()).await,
+                Command::Seed { tenant, contacts } => {
+                    stop_at(shutdown, seed::seed(options, &tenant, contacts)).await
+                }
+                Command::Reset { yes } => reset::reset(options, yes).await,
             }
         })
+    }
+}
+
+/// Does long work until it is done, or a signal asks to stop.
+async fn stop_at<E>(
+    shutdown: CancellationToken,
+    work: impl Future<Output = Result<(), E>>,
+) -> Result<(), E>
+where
+    E: From<&'static str>,
+{
+    tokio::select! {
+        done = work => done,
+        () = shutdown.cancelled() => Err("it was stopped; the same call goes on where it was".into()),
     }
 }

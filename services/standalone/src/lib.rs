@@ -8,5 +8,7 @@ pub mod postgres;
 
 mod demo;
 mod health;
+mod reset;
+mod seed;
 mod start;
 mod token;

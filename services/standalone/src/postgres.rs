@@ -3,7 +3,7 @@
 //! One folder holds it all: the cluster in `data`, the log in `postgres.log`. PostgreSQL refuses
 //! to run as root; it then runs as the user `postgres` or `nobody`, who owns the folder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ mod programs;
 mod scratch;
 
 use cluster::{check_cluster_version, make_cluster, stop_leftover};
-use folder::prepare_folder;
+use folder::{find_folder, prepare_folder};
 use programs::{Account, find_programs};
 
 const OLDEST_VERSION: u32 = 15;
@@ -169,6 +169,24 @@ impl PrivatePostgres {
         server.wait_until_ready().await?;
         tracing::info!(pid = server.pid, port = server.options.port, "PostgreSQL is ready");
         Ok(server)
+    }
+
+    /// Removes the folder of a server with all its data, and stops a server
+    /// that an earlier process left behind there.
+    ///
+    /// # Errors
+    ///
+    /// When the server does not stop, or a file cannot be removed.
+    pub async fn remove(data_dir: &Path, progress: Progress<'_>) -> Result<(), PostgresError> {
+        let account = Account::of_server()?;
+        let (data_dir, _) = find_folder(data_dir, true, &account).await?;
+        stop_leftover(&data_dir.join("data"), &account, progress).await?;
+        match fs::remove_dir_all(&data_dir) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(io_error("remove", &data_dir)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     fn spawn(program: &Path, options: Options, account: &Account) -> Result<Self, PostgresError> {

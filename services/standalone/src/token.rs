@@ -12,16 +12,29 @@ use crate::cli::Options;
 use crate::data::DataDir;
 use crate::start::superuser;
 
-/// Prints one access token and nothing else. It needs no permission but the
-/// keys in the data folder.
+/// Prints one access token and nothing else.
 ///
 /// # Errors
 ///
-/// When nothing runs with this data folder, or there is no such tenant.
+/// As [`issue`].
 pub(crate) async fn print(
     options: Options,
     tenant: Option<&str>,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
+    writeln!(std::io::stdout(), "{}", issue(&options, tenant).await?)?;
+    Ok(())
+}
+
+/// The local operator's token, or that of an administrator of a tenant. It
+/// needs no permission but the keys in the data folder.
+///
+/// # Errors
+///
+/// When nothing runs with this data folder, or there is no such tenant.
+pub(crate) async fn issue(
+    options: &Options,
+    tenant: Option<&str>,
+) -> Result<String, Box<dyn Error + Send + Sync>> {
     let data = DataDir::open(&options.data_dir)?;
     if !data.is_in_use() {
         let folder = options.data_dir.display();
@@ -30,12 +43,11 @@ pub(crate) async fn print(
     let secrets = data.secrets()?;
     let private =
         || PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(options.postgres_port());
-    let cluster = superuser(&options)?.unwrap_or_else(private);
+    let cluster = superuser(options)?.unwrap_or_else(private);
     let identity = identity(&registry_config(&cluster, &secrets), Clock::default()).await?;
     let issued = match tenant {
         Some(slug) => identity.tenant_token(LOCAL_OPERATOR, slug).await?,
         None => identity.account_token(LOCAL_OPERATOR).await?,
     };
-    writeln!(std::io::stdout(), "{}", issued.token)?;
-    Ok(())
+    Ok(issued.token)
 }

@@ -16,25 +16,36 @@ pub(super) async fn prepare_folder(
     account: &Account,
     progress: Progress<'_>,
 ) -> Result<PathBuf, PostgresError> {
-    let wanted = resolve(&options.data_dir).map_err(io_error("make", &options.data_dir))?;
+    let (folder, is_substitute) = find_folder(&options.data_dir, options.durable, account).await?;
+    if is_substitute {
+        progress(&format!(
+            "user id {} runs PostgreSQL and cannot reach {}: its data is in {}",
+            account.uid,
+            options.data_dir.display(),
+            folder.display()
+        ));
+    }
+    take_folder(&folder, account).map(|()| folder)
+}
+
+/// Where the folder is, and whether that is not where it is wanted, because
+/// the server's user cannot reach it there.
+pub(super) async fn find_folder(
+    wanted: &Path,
+    durable: bool,
+    account: &Account,
+) -> Result<(PathBuf, bool), PostgresError> {
+    let wanted = resolve(wanted).map_err(io_error("make", wanted))?;
     let mut probe = account.command("sh");
     // Its parent exists: `resolve` made it.
     probe.args(["-c", "cd -- \"$1\"", "sh"]).arg(wanted.parent().unwrap_or(&wanted));
     if account.gid.is_none() || run(&mut probe).await.is_ok() {
         // Here a link is the owner's, perhaps to a larger disk.
-        let folder = fs::canonicalize(&wanted).unwrap_or(wanted);
-        return take_folder(&folder, account).map(|()| folder);
+        return Ok((fs::canonicalize(&wanted).unwrap_or(wanted), false));
     }
     // Not for lasting data: /var/tmp is tidied up by age, file by file.
-    let lasting = options.durable && Path::new("/var/lib").is_dir();
-    let folder = substitute_folder(if lasting { "/var/lib" } else { "/var/tmp" }, &wanted);
-    progress(&format!(
-        "user id {} runs PostgreSQL and cannot reach {}: its data is in {}",
-        account.uid,
-        wanted.display(),
-        folder.display()
-    ));
-    take_folder(&folder, account).map(|()| folder)
+    let lasting = durable && Path::new("/var/lib").is_dir();
+    Ok((substitute_folder(if lasting { "/var/lib" } else { "/var/tmp" }, &wanted), true))
 }
 
 /// The same path whichever way the folder is named; its parents are made.
