@@ -12,6 +12,14 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, process, thread};
 
+use crm_proto::contacts::v1::ListContactsRequest;
+use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_proto::messaging::v1::ListConversationsRequest;
+use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Endpoint;
+use tonic::{Extensions, Request};
+
 /// An installation of its own: ports and a folder, which goes with it.
 struct Installation {
     folder: PathBuf,
@@ -219,6 +227,79 @@ fn a_killed_start_leaves_nothing_that_stops_the_next() {
 }
 
 #[test]
+fn a_seed_is_the_same_each_time_and_a_reset_takes_everything() {
+    let installation = Installation::new("seed");
+    let mut running = installation.start();
+    running.wait_until_it_serves();
+
+    let seeded = installation.output(&["seed", "--contacts", "7"]);
+    assert!(seeded.status.success(), "{}", text(&seeded.stderr));
+    assert!(text(&seeded.stderr).contains("7 of 7 contacts"), "{}", text(&seeded.stderr));
+    let small = sample(&installation);
+    // Larger, and then again: what is there stays as it is.
+    assert!(installation.output(&["seed", "--contacts", "12"]).status.success());
+    let large = sample(&installation);
+    assert!(installation.output(&["seed", "--contacts", "12"]).status.success());
+    assert_eq!(sample(&installation), large);
+    assert_eq!((small.contacts.len(), large.contacts.len()), (7, 12));
+    assert_eq!((small.conversations, large.conversations), (9, 15));
+    assert!(small.contacts.is_subset(&large.contacts));
+    assert!(small.contacts.contains("Grace Hopper <grace.hopper.1@example.com>"), "{small:?}");
+
+    // In use, unconfirmed, elsewhere: nothing is deleted.
+    let refused = installation.output(&["reset", "--yes"]);
+    assert!(text(&refused.stderr).contains("another crm runs"), "{}", text(&refused.stderr));
+    running.signal("TERM");
+    assert!(running.wait(Duration::from_secs(10)).success());
+    let refused = installation.output(&["reset"]);
+    assert!(text(&refused.stderr).contains("--yes confirms"), "{}", text(&refused.stderr));
+    let mut elsewhere = installation.crm(&["reset", "--yes"]);
+    let elsewhere = elsewhere.env("CRM_DATABASE_URL", "postgres://crm@127.0.0.1/crm").output();
+    assert_eq!(elsewhere.unwrap().status.code(), Some(1));
+    let data = installation.folder.join("data");
+    assert!(data.join("secrets/master.key").exists());
+
+    assert!(installation.output(&["reset", "--yes"]).status.success());
+    assert!(!data.exists());
+    let nothing = installation.output(&["reset", "--yes"]);
+    assert!(text(&nothing.stderr).contains("`crm start` makes it"));
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Sample {
+    contacts: BTreeSet<String>,
+    conversations: usize,
+    /// Moves with every write.
+    revision: i64,
+}
+
+/// What the tenant of `crm seed` has.
+fn sample(installation: &Installation) -> Sample {
+    let token = text(&installation.output(&["token", "--tenant", "sample"]).stdout);
+    let bearer = format!("Bearer {}", token.trim_end()).parse().unwrap();
+    let mut metadata = MetadataMap::new();
+    metadata.insert("authorization", bearer);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let at = format!("http://127.0.0.1:{}", installation.edge_port);
+        let edge = Endpoint::from_shared(at).unwrap().connect().await.unwrap();
+        let list = ListContactsRequest { page_size: 1000, ..ListContactsRequest::default() };
+        let list = Request::from_parts(metadata.clone(), Extensions::default(), list);
+        let contacts = ContactServiceClient::new(edge.clone()).list_contacts(list).await;
+        let contacts = contacts.unwrap().into_inner();
+        let list = ListConversationsRequest::default();
+        let list = Request::from_parts(metadata, Extensions::default(), list);
+        let conversations = ConversationServiceClient::new(edge).list_conversations(list).await;
+        let people = contacts.contacts.into_iter();
+        Sample {
+            contacts: people.map(|who| format!("{} <{}>", who.display_name, who.email)).collect(),
+            conversations: conversations.unwrap().into_inner().conversations.len(),
+            revision: contacts.revision,
+        }
+    })
+}
+
+#[test]
 fn a_taken_port_is_named_with_who_asks_for_it() {
     let installation = Installation::new("port");
     let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, installation.port_base + 2)).unwrap();
@@ -284,7 +365,16 @@ fn help_teaches_every_subcommand_and_variable() {
         .read_to_string(&mut help)
         .unwrap();
 
-    for word in ["start", "health", "token", "CRM_PORT_BASE", "CRM_EDGE_PORT", "CRM_DATA_DIR"] {
+    for word in [
+        "start",
+        "health",
+        "token",
+        "seed",
+        "reset",
+        "CRM_PORT_BASE",
+        "CRM_EDGE_PORT",
+        "CRM_DATA_DIR",
+    ] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
     assert_eq!(variables(&help), variables(include_str!("../../../.env.example")));
