@@ -24,6 +24,8 @@ use crate::data::Secrets;
 pub const LOCAL_OPERATOR: &str = "serviceAccounts/00000000-0000-7000-8000-000000000001";
 /// How many sessions one process of a service may hold for one tenant.
 const SESSION_CAP: u32 = 10;
+/// How many spare databases a cluster keeps.
+pub const SPARES: u32 = 4;
 /// Contacts and messaging.
 const DATA_SERVICES: usize = 2;
 /// The registry's own connections, and some for operators.
@@ -31,7 +33,7 @@ const OTHER_CONNECTIONS: usize = registry::RESERVED_CONNECTIONS as usize;
 /// How long the registry may take to stop once nobody needs it.
 const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Sets a cluster up; operators run the same file with psql.
-const CLUSTER_SETUP: &str = include_str!("../../../deploy/postgres/cluster-setup.sql");
+pub const CLUSTER_SETUP: &str = include_str!("../../../deploy/postgres/cluster-setup.sql");
 
 /// Where each listener is.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +62,15 @@ pub struct Config {
     /// The most database sessions of each data service. It is less where the
     /// cluster takes fewer connections.
     pub session_budget: usize,
+    /// How many spare databases the cluster keeps when it is new.
+    pub spares: u32,
 }
 
 impl std::fmt::Debug for Config {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Config")
             .field("session_budget", &self.session_budget)
+            .field("spares", &self.spares)
             .finish_non_exhaustive()
     }
 }
@@ -113,6 +118,7 @@ pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> regis
             service(crm_messaging::app::SERVICE.name, secrets.messaging.clone()),
         ],
         session_cap: SESSION_CAP,
+        spares: SPARES,
     }
 }
 
@@ -133,6 +139,7 @@ impl Suite {
         // The cluster, and the registry in it.
         let session_budget = set_up_cluster(&config).await?;
         let registry = registry_config(&config.superuser, &config.secrets);
+        let registry = registry::Config { spares: config.spares, ..registry };
         let registry = registry::App::start(registry, clock.clone()).await?;
         let stop_back = CancellationToken::new();
         let mut back = JoinSet::new();

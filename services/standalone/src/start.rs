@@ -9,7 +9,7 @@ use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{Addresses, Config, Listeners, Suite};
+use crate::app::{Addresses, Config, Listeners, SPARES, Suite};
 use crate::cli::Options;
 use crate::data::DataDir;
 use crate::demo;
@@ -62,6 +62,7 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
         secrets,
         edge_origins: options.edge_origins.clone(),
         session_budget: options.session_budget.into(),
+        spares: SPARES,
     };
     let outcome = tokio::select! {
         served = serve(config, listeners, &options, started, shutdown.clone()) => served,

@@ -10,13 +10,14 @@ use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
 
 use crate::activity::Activities;
+use crate::cluster;
 use crate::config::Config;
 use crate::database::Database;
 use crate::grpc::{AuthApi, LeaseApi, TenantApi};
 use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::provisioning::Provisioner;
-use crate::schema::{Schemas, add_cluster};
+use crate::schema::Schemas;
 use crate::tenant::Tenants;
 
 /// A schema set is larger than an ordinary request.
@@ -45,11 +46,12 @@ impl App {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, Box<dyn Error + Send + Sync>> {
         // The registry's database, and the cluster that tenants live in.
         let database = Database::open(&config).await?;
-        add_cluster(&database.registry, &config.cluster, clock.now()).await?;
+        cluster::store::add_first(&database.registry, &config, clock.now()).await?;
 
         // The template of tenant databases, with the platform's own schema.
         let schemas = Schemas::new(database.clone(), clock.clone());
         schemas.register_platform().await?;
+        tokio::spawn(schemas.clone().catch_up());
 
         // Who signs, and who may exchange a secret for a token.
         let identity =

@@ -17,6 +17,9 @@ pub struct Config {
     pub accounts: Vec<Account>,
     /// How many sessions one process of a service may hold for one tenant.
     pub session_cap: u32,
+    /// How many spare databases the first cluster keeps, until an operator
+    /// says otherwise.
+    pub spares: u32,
 }
 
 /// Where a PostgreSQL cluster answers.

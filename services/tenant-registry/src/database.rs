@@ -1,36 +1,37 @@
-//! The registry's own database, and its administrative connection to each
+//! The registry's own database, and its administrative connections to every
 //! cluster.
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crm_tenancy::{SessionError, StoreError};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{PgAdvisoryLock, PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
-use sqlx::{Connection as _, PgConnection};
 use tracing::Instrument as _;
 
+use crate::cluster::ClusterAdmin;
+use crate::cluster::store::{self, ClusterAddressRow};
 use crate::config::Config;
+use crate::seal::MasterKey;
 
 /// The registry's own database.
 const DATABASE: &str = "crm_registry";
-/// Its login.
+/// Its login, there and in every cluster.
 const USER: &str = "crm_registry";
-/// Where the functions of `cluster-setup.sql` live in each cluster.
-const CLUSTER_DATABASE: &str = "postgres";
 /// The most connections to the registry's database.
 const REGISTRY_CONNECTIONS: u32 = 10;
-/// The most administrative connections to a cluster.
-const CLUSTER_CONNECTIONS: u32 = 4;
 
 /// The registry's connections.
 #[derive(Clone)]
 pub(crate) struct Database {
     /// To the registry's own database.
     pub(crate) registry: PgPool,
-    /// To the cluster's administrative functions.
-    pub(crate) cluster: PgPool,
-    options: PgConnectOptions,
+    master_key: MasterKey,
+    /// By cluster id. A cluster's address never changes while this process
+    /// runs, so that nothing here goes stale.
+    clusters: Arc<Mutex<HashMap<String, ClusterAdmin>>>,
 }
 
 impl std::fmt::Debug for Database {
@@ -43,47 +44,84 @@ impl Database {
     /// Connects, and makes the registry's database if there is none yet.
     pub(crate) async fn open(config: &Config) -> Result<Self, StoreError> {
         let this = Self::connect(config);
-        create_registry_database(&this.cluster).await?;
+        let first = this.cluster(&config.cluster.id).await?;
+        create_registry_database(first.pool()).await?;
         sqlx::migrate!().run(&this.registry).await.map_err(sqlx::Error::from)?;
         Ok(this)
     }
 
     /// The connections to what is there already.
     pub(crate) fn connect(config: &Config) -> Self {
-        let options = PgConnectOptions::new_without_pgpass()
-            .host(&config.cluster.host)
-            .port(config.cluster.port)
-            .username(USER)
-            .password(config.password.expose_secret())
-            .ssl_mode(PgSslMode::Disable)
-            .application_name("crm-tenant-registry");
-        let cluster = pool(CLUSTER_CONNECTIONS, options.clone().database(CLUSTER_DATABASE));
-        let registry = pool(REGISTRY_CONNECTIONS, options.clone().database(DATABASE));
-        Self { registry, cluster, options }
+        let address = &config.cluster;
+        let options = options(&address.host, address.port, PgSslMode::Disable, &config.password);
+        let first = ClusterAdmin::new(options);
+        let registry = PgPoolOptions::new()
+            .max_connections(REGISTRY_CONNECTIONS)
+            .acquire_timeout(Duration::from_secs(3))
+            .connect_lazy_with(first.options(DATABASE));
+        let clusters = HashMap::from([(address.id.clone(), first)]);
+        let clusters = Arc::new(Mutex::new(clusters));
+        Self { registry, master_key: config.master_key.clone(), clusters }
     }
 
-    /// A connection to a tenant database under a login of its own.
-    pub(crate) async fn connect_as(
-        &self,
-        database: &str,
-        user: &str,
-        password: &str,
-    ) -> Result<PgConnection, StoreError> {
-        let options = self.options.clone().database(database).username(user).password(password);
-        Ok(PgConnection::connect_with(&options).await?)
+    /// The administrative connections to a cluster, as its row says.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such cluster, or its secret does not open. Whether it
+    /// answers shows with the first statement.
+    pub(crate) async fn cluster(&self, id: &str) -> Result<ClusterAdmin, StoreError> {
+        if let Some(known) = self.known(|clusters| clusters.get(id).cloned()) {
+            return Ok(known);
+        }
+        let row = store::address(&self.registry, id).await?;
+        let row = row.ok_or(sqlx::Error::RowNotFound)?;
+        let password = self
+            .master_key
+            .open_text(&secret_purpose(id), row.secret.as_deref().unwrap_or_default())
+            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        let admin = admin(&row, &password);
+        Ok(self.known(|clusters| clusters.entry(id.to_owned()).or_insert(admin).clone()))
     }
 
-    /// A connection of the registry's own to a template.
-    pub(crate) async fn connect_to(&self, database: &str) -> Result<PgConnection, StoreError> {
-        Ok(PgConnection::connect_with(&self.options.clone().database(database)).await?)
+    /// The administrative connections to every cluster.
+    pub(crate) async fn clusters(&self) -> Result<Vec<ClusterAdmin>, StoreError> {
+        let mut clusters = Vec::new();
+        for id in store::ids(&self.registry).await? {
+            clusters.push(self.cluster(&id).await?);
+        }
+        Ok(clusters)
+    }
+
+    fn known<T>(&self, look: impl FnOnce(&mut HashMap<String, ClusterAdmin>) -> T) -> T {
+        look(&mut self.clusters.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn pool(size: u32, options: PgConnectOptions) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(size)
-        .acquire_timeout(Duration::from_secs(3))
-        .connect_lazy_with(options)
+/// The administrative connections to a server that need not be known yet.
+pub(crate) fn admin(at: &ClusterAddressRow, password: &SecretString) -> ClusterAdmin {
+    let port = u16::try_from(at.port).unwrap_or_default();
+    ClusterAdmin::new(options(&at.host, port, at.ssl_mode(), password))
+}
+
+/// What the password of the registry's login in a cluster is sealed for.
+pub(crate) fn secret_purpose(cluster: &str) -> String {
+    format!("cluster {cluster}")
+}
+
+fn options(
+    host: &str,
+    port: u16,
+    ssl_mode: PgSslMode,
+    password: &SecretString,
+) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .host(host)
+        .port(port)
+        .username(USER)
+        .password(password.expose_secret())
+        .ssl_mode(ssl_mode)
+        .application_name("crm-tenant-registry")
 }
 
 /// Another replica may be doing the same.

@@ -4,6 +4,7 @@ mod activity;
 pub mod app;
 pub mod config;
 
+mod cluster;
 mod database;
 mod grpc;
 pub mod identity;

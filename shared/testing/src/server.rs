@@ -160,7 +160,7 @@ async fn postgres() -> Config {
         .password(secrecy::ExposeSecret::expose_secret(&secrets.superuser))
         .database("postgres");
     let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
-    Config { superuser, secrets, edge_origins, session_budget: SESSION_BUDGET }
+    Config { superuser, secrets, edge_origins, session_budget: SESSION_BUDGET, spares: 0 }
 }
 
 async fn start(data: &DataDir, secrets: &Secrets, folder: &Path) -> u16 {

@@ -7,6 +7,7 @@ mod store;
 use chrono::TimeDelta;
 use crm_clock::Clock;
 use crm_tenancy::StoreError;
+use futures_util::future::join_all;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -87,7 +88,7 @@ impl Activities {
         store::lock_joins(tx).await?;
         store::delete_old_activity(tx, now - KEPT_FOR).await?;
         let taken = store::budgets_of_others(tx, report, now - ALIVE_FOR).await?;
-        let connections = store::connections(&self.database.cluster).await?;
+        let connections = self.connections().await?;
         let needed = taken + i64::from(report.session_budget) + RESERVED_CONNECTIONS;
         if needed > connections {
             return Err(ActivityError::BudgetExceeded { needed, connections });
@@ -95,17 +96,36 @@ impl Activities {
         Ok(())
     }
 
+    /// How many connections every cluster takes that answers.
+    async fn connections(&self) -> Result<i64, ActivityError> {
+        let asked = self
+            .database
+            .clusters()
+            .await?
+            .into_iter()
+            .map(|cluster| async move { store::connections(cluster.pool()).await });
+        let answers = join_all(asked).await;
+        let fewest = answers.iter().filter_map(|answer| answer.as_ref().ok()).min().copied();
+        match (fewest, answers.into_iter().find_map(Result::err)) {
+            (Some(fewest), _) => Ok(fewest),
+            (None, Some(error)) => Err(error.into()),
+            (None, None) => Ok(0),
+        }
+    }
+
     /// What a tenant does, in the database of this name.
     pub(crate) async fn get(
         &self,
         tenant_id: Uuid,
+        cluster: String,
         database: String,
     ) -> Result<Activity, ActivityError> {
         let this = self.clone();
         owned(async move {
             let processes = store::activity(&this.database.registry, tenant_id).await?;
+            let cluster = this.database.cluster(&cluster).await?;
             let (session_count, size_bytes) =
-                store::database_figures(&this.database.cluster, &database).await?;
+                store::database_figures(cluster.pool(), &database).await?;
             Ok(Activity { processes, session_count, size_bytes })
         })
         .await

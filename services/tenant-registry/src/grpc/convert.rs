@@ -3,7 +3,6 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use crm_error::Violations;
 use crm_proto::registry::v1 as pb;
-use crm_proto::registry::v1::acquire_lease_response::TlsMode;
 use crm_proto::registry::v1::tenant::Kind;
 use crm_service::{names, timestamp};
 use secrecy::ExposeSecret as _;
@@ -178,7 +177,7 @@ pub(super) fn lease(
         database: row.database,
         user: login.user.clone(),
         secret: login.secret.expose_secret().to_owned(),
-        tls_mode: TlsMode::Disabled.into(),
+        tls_mode: row.tls_mode.into(),
         session_cap,
         statement_timeout: Some(prost_types::Duration {
             seconds: STATEMENT_TIMEOUT_SECONDS,

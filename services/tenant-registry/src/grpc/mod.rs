@@ -86,7 +86,8 @@ impl TenantService for TenantApi {
         let key = settle(key, violations)?;
         let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
         let Some(id) = tenant.id else { return Err(ApiError::from(TenantError::NotFound).into()) };
-        let activity = self.activities.get(id, tenant.database).await.map_err(ApiError::from)?;
+        let activity = self.activities.get(id, tenant.cluster, tenant.database).await;
+        let activity = activity.map_err(ApiError::from)?;
         Ok(Response::new(convert::activity(id, activity)))
     }
 }

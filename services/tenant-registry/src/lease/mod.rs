@@ -112,14 +112,9 @@ impl Logins {
             self.master_key.open_text(&purpose(tenant_id, service, row.generation), &row.secret)?;
         if !row.is_ready {
             let verifier = scram_verifier(&secret)?;
-            store::ensure_role(
-                &self.database.cluster,
-                tenant_id,
-                service,
-                row.generation,
-                &verifier,
-            )
-            .await?;
+            let cluster = store::cluster(pool, tenant_id).await?.ok_or(LeaseError::NotFound)?;
+            let cluster = self.database.cluster(&cluster).await?;
+            cluster.ensure_login(tenant_id, service, row.generation, &verifier).await?;
             store::login_is_ready(pool, tenant_id, service, row.generation).await?;
         }
         let user = format!("t_{}_{service}_g{}", tenant_id.as_simple(), row.generation);

@@ -11,6 +11,7 @@ use uuid::Uuid;
 pub(crate) struct LeaseRow {
     pub(crate) host: String,
     pub(crate) port: i32,
+    pub(crate) tls_mode: i16,
     pub(crate) database: String,
     state: i16,
     pub(crate) tenant_generation: i32,
@@ -37,7 +38,7 @@ pub(super) async fn lease(
     service: &str,
 ) -> Result<Option<LeaseRow>, StoreError> {
     let row = sqlx::query_as(
-        "SELECT c.host, c.port, d.name AS database, t.state,
+        "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state,
              t.generation AS tenant_generation, t.access_version,
              coalesce(v.version, 0) AS schema_version
          FROM tenants AS t
@@ -105,20 +106,11 @@ pub(super) async fn login_is_ready(
     Ok(())
 }
 
-/// Makes the role in the cluster, by the function that checks its name.
-pub(super) async fn ensure_role(
-    cluster: &PgPool,
-    tenant_id: Uuid,
-    service: &str,
-    generation: i32,
-    verifier: &str,
-) -> Result<(), StoreError> {
-    sqlx::query("SELECT crm_cluster.ensure_login($1, $2, $3, $4)")
-        .bind(tenant_id)
-        .bind(service)
-        .bind(generation)
-        .bind(verifier)
-        .execute(cluster)
-        .await?;
-    Ok(())
+/// The cluster that holds a database.
+pub(super) async fn cluster(
+    pool: &PgPool,
+    database_id: Uuid,
+) -> Result<Option<String>, StoreError> {
+    let cluster = sqlx::query_scalar("SELECT cluster FROM databases WHERE database_id = $1");
+    Ok(cluster.bind(database_id).fetch_optional(pool).await?)
 }

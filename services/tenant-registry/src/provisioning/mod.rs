@@ -9,7 +9,6 @@
 //! a clone has the default privileges of PUBLIC, and opens only when those are
 //! gone and its own logins are there.
 
-mod cluster;
 mod store;
 
 use std::sync::Arc;
@@ -22,7 +21,6 @@ use sqlx::postgres::PgAdvisoryLock;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-pub(crate) use cluster::{Cluster, quoted};
 pub(crate) use store::Step;
 
 use crate::database::Database;
@@ -68,7 +66,6 @@ impl From<ProvisionError> for ApiError {
 #[derive(Clone, Debug)]
 pub(crate) struct Provisioner {
     database: Database,
-    cluster: Cluster,
     logins: Logins,
     turns: Arc<Semaphore>,
     clock: Clock,
@@ -76,8 +73,7 @@ pub(crate) struct Provisioner {
 
 impl Provisioner {
     pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
-        let cluster = Cluster::new(database.cluster.clone());
-        Self { database, cluster, logins, turns: Arc::new(Semaphore::new(AT_ONCE)), clock }
+        Self { database, logins, turns: Arc::new(Semaphore::new(AT_ONCE)), clock }
     }
 
     /// Takes a tenant through the steps that are left, until it is active.
@@ -89,16 +85,15 @@ impl Provisioner {
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         let planned = store::planned(&mut connection, tenant_id).await?;
         let planned = planned.ok_or(ProvisionError::NotPlanned)?;
+        let cluster = self.database.cluster(&planned.cluster).await?;
         let mut step = planned.step;
         while let Some(next) = step.next() {
             match next {
                 Step::Planned => {}
-                Step::Created => {
-                    self.cluster.clone_closed(&planned.name, &planned.template).await?
-                }
-                Step::Locked => self.cluster.lock(&planned.name).await?,
+                Step::Created => cluster.clone_closed(&planned.name, &planned.template).await?,
+                Step::Locked => cluster.lock(&planned.name).await?,
                 Step::Granted => self.ensure_logins(tenant_id).await?,
-                Step::Ready => self.cluster.allow_connections(&planned.name, true).await?,
+                Step::Ready => cluster.allow_connections(&planned.name, true).await?,
             }
             store::done(&mut connection, tenant_id, next, self.clock.now()).await?;
             step = next;

@@ -49,6 +49,7 @@ impl Step {
 /// A database that is being made.
 #[derive(Debug)]
 pub(super) struct PlannedDatabase {
+    pub(super) cluster: String,
     pub(super) name: String,
     pub(super) template: String,
     pub(super) step: Step,
@@ -58,8 +59,8 @@ pub(super) async fn planned(
     connection: &mut PgConnection,
     tenant_id: Uuid,
 ) -> Result<Option<PlannedDatabase>, StoreError> {
-    let row: Option<(String, String, String)> = sqlx::query_as(
-        "SELECT d.name, t.name, d.step
+    let row: Option<(String, String, String, String)> = sqlx::query_as(
+        "SELECT d.cluster, d.name, t.name, d.step
          FROM databases AS d
          JOIN databases AS t ON t.database_id = d.template_id
          WHERE d.database_id = $1",
@@ -67,7 +68,8 @@ pub(super) async fn planned(
     .bind(tenant_id)
     .fetch_optional(connection)
     .await?;
-    Ok(row.map(|(name, template, step)| PlannedDatabase {
+    Ok(row.map(|(cluster, name, template, step)| PlannedDatabase {
+        cluster,
         name,
         template,
         step: Step::parse(&step),

@@ -8,6 +8,8 @@
 
 mod store;
 
+use std::time::Duration;
+
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
@@ -15,12 +17,17 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgAdvisoryLock;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-pub(crate) use store::{MigrationRow, add_cluster};
+pub(crate) use store::MigrationRow;
 
+use crate::cluster::{ClusterAdmin, quoted};
 use crate::database::{Database, owned};
-use crate::provisioning::{Cluster, Step, quoted};
+use crate::provisioning::Step;
 use crate::seal::{SealError, fingerprint, new_secret, scram_verifier};
 
+/// Held by whoever takes in migrations or makes templates.
+const LOCK: &str = "crm schemas";
+/// How often clusters are looked for that lack a template.
+const CATCH_UP_EVERY: Duration = Duration::from_secs(5);
 /// The registry's own schema in every tenant database.
 const PLATFORM: &str = "platform";
 const PLATFORM_MIGRATIONS: [(&str, &str); 2] = [
@@ -91,14 +98,12 @@ pub(crate) struct NewMigration {
 #[derive(Clone, Debug)]
 pub(crate) struct Schemas {
     database: Database,
-    cluster: Cluster,
     clock: Clock,
 }
 
 impl Schemas {
     pub(crate) fn new(database: Database, clock: Clock) -> Self {
-        let cluster = Cluster::new(database.cluster.clone());
-        Self { database, cluster, clock }
+        Self { database, clock }
     }
 
     /// Takes in the registry's own schema.
@@ -131,7 +136,7 @@ impl Schemas {
             return Err(SchemaError::Gap);
         }
         // One at a time, in all replicas; the lock goes with its connection.
-        let lock = PgAdvisoryLock::new("crm schemas");
+        let lock = PgAdvisoryLock::new(LOCK);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         if !store::is_service(&mut connection, service).await? {
@@ -151,33 +156,103 @@ impl Schemas {
             store::insert_migration(&mut tx, service, migration, &checksum, self.clock.now())
                 .await?;
         }
-        self.ensure_template(&mut tx).await?;
+        self.make_templates(&mut tx).await?;
         tx.commit().await.map_err(StoreError::from)?;
         connection.release_now().await.map_err(StoreError::from)?;
         Ok(u32::try_from(migrations.len().max(known.len())).unwrap_or(u32::MAX))
     }
 
-    /// Makes a new template where the current one lacks a migration. What is
-    /// in the making is written down outside `tx`, to be found after a crash.
-    async fn ensure_template(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
+    /// Makes a new template in every cluster whose current one lacks a
+    /// migration. A cluster that does not answer is left for
+    /// [`Schemas::catch_up`]; the first has to try each migration.
+    async fn make_templates(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
+        for behind in store::clusters_behind(tx).await? {
+            let admin = self.database.cluster(&behind.cluster).await?;
+            match admin.ping().await {
+                Ok(()) => self.make_template(tx, &behind, &admin).await?,
+                Err(error) if behind.is_first => return Err(error.into()),
+                Err(error) => tracing::warn!(
+                    cluster = behind.cluster,
+                    cause = crm_error::chain(&error),
+                    "a cluster does not answer; it gets its template later"
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the template of a cluster that lacks one, or a migration.
+    pub(crate) async fn catch_up_cluster(&self, cluster: &str) -> Result<(), SchemaError> {
+        let lock = PgAdvisoryLock::new(LOCK);
+        let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
+        let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
+        let mut tx = connection.begin().await.map_err(StoreError::from)?;
+        let behind = store::clusters_behind(&mut tx).await?;
+        if let Some(behind) = behind.into_iter().find(|behind| behind.cluster == cluster) {
+            let admin = self.database.cluster(cluster).await?;
+            self.make_template(&mut tx, &behind, &admin).await?;
+        }
+        tx.commit().await.map_err(StoreError::from)?;
+        connection.release_now().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// Gives clusters their templates that did not answer when a schema was
+    /// registered, for as long as this process runs.
+    pub(crate) async fn catch_up(self) {
+        loop {
+            tokio::time::sleep(CATCH_UP_EVERY).await;
+            if let Err(error) = self.catch_up_all().await {
+                let cause = crm_error::chain(&error);
+                tracing::warn!(cause, "cannot look for clusters without a template");
+            }
+        }
+    }
+
+    async fn catch_up_all(&self) -> Result<(), SchemaError> {
         let registry = &self.database.registry;
-        for (id, name) in store::unfinished_templates(registry).await? {
-            self.cluster.drop(&name).await?;
+        let mut connection = registry.acquire().await.map_err(StoreError::from)?;
+        let behind = store::clusters_behind(&mut connection).await?;
+        drop(connection);
+        for store::ClusterBehind { cluster, .. } in behind {
+            // Asked before the lock is taken, which others wait for.
+            let answer = self.database.cluster(&cluster).await?.ping().await;
+            let made = match answer {
+                Ok(()) => self.catch_up_cluster(&cluster).await,
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = made {
+                let cause = crm_error::chain(&error);
+                tracing::warn!(cluster, cause, "a cluster is without its template");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a new template. What is in the making is written down outside
+    /// `tx`, to be found after a crash.
+    async fn make_template(
+        &self,
+        tx: &mut PgConnection,
+        behind: &store::ClusterBehind,
+        admin: &ClusterAdmin,
+    ) -> Result<(), SchemaError> {
+        let registry = &self.database.registry;
+        let cluster = &behind.cluster;
+        for (id, name) in store::unfinished_templates(registry, cluster).await? {
+            admin.drop(&name).await?;
             store::delete_database(registry, id).await?;
         }
-        for cluster in store::clusters_behind(tx).await? {
-            let id = self.clock.new_id();
-            let now = self.clock.now();
-            let name = store::plan_template(registry, id, &cluster.cluster, now).await?;
-            let base = cluster.template.as_deref().unwrap_or("template0");
-            tracing::info!(template = name, base, "making a template");
-            self.cluster.clone_closed(&name, base).await?;
-            self.cluster.lock(&name).await?;
-            self.cluster.allow_connections(&name, true).await?;
-            self.migrate(tx, &cluster, &name).await?;
-            self.cluster.allow_connections(&name, false).await?;
-            store::finish_template(tx, id, &cluster.cluster, Step::Ready).await?;
-        }
+        let id = self.clock.new_id();
+        let name = store::plan_template(registry, id, cluster, self.clock.now()).await?;
+        let base = behind.template.as_deref().unwrap_or("template0");
+        tracing::info!(cluster, template = name, base, "making a template");
+        admin.clone_closed(&name, base).await?;
+        admin.lock(&name).await?;
+        admin.allow_connections(&name, true).await?;
+        self.migrate(tx, behind, admin, &name).await?;
+        admin.allow_connections(&name, false).await?;
+        store::finish_template(tx, id, cluster, Step::Ready).await?;
         Ok(())
     }
 
@@ -185,9 +260,10 @@ impl Schemas {
         &self,
         tx: &mut PgConnection,
         cluster: &store::ClusterBehind,
+        admin: &ClusterAdmin,
         database: &str,
     ) -> Result<(), SchemaError> {
-        let mut own = self.database.connect_to(database).await?;
+        let mut own = admin.connect_to(database).await?;
         if cluster.template_id.is_none() {
             // Nothing of this project lives in the schema that everyone shares.
             sqlx::raw_sql("DROP SCHEMA public")
@@ -200,41 +276,41 @@ impl Schemas {
         let mut migrators = Vec::new();
         for service in &services {
             let password = new_secret()?;
-            self.cluster.ensure_service(service, &scram_verifier(&password)?).await?;
+            admin.ensure_service(service, &scram_verifier(&password)?).await?;
             migrators.push(Migrator::new(service, password));
         }
         for migrator in migrators {
             let pending = store::pending(tx, cluster.template_id, &migrator.service).await?;
             if !pending.is_empty() {
-                self.migrate_service(&migrator, database, &pending).await?;
+                migrate_service(admin, &migrator, database, &pending).await?;
             }
         }
         let stray = store::stray_schemas(&mut own, &services).await?;
         sqlx::Connection::close(own).await.map_err(StoreError::from)?;
         if stray.is_empty() { Ok(()) } else { Err(SchemaError::Stray(stray.join(", "))) }
     }
+}
 
-    async fn migrate_service(
-        &self,
-        migrator: &Migrator,
-        database: &str,
-        pending: &[MigrationRow],
-    ) -> Result<(), SchemaError> {
-        self.cluster.grant("CONNECT", database, &migrator.login).await?;
-        let password = migrator.password.expose_secret();
-        let mut session = self.database.connect_as(database, &migrator.login, password).await?;
-        if pending.first().is_some_and(|first| first.version == 1) {
-            // The right to make a schema lasts for just this one.
-            self.cluster.grant("CREATE", database, &migrator.owner).await?;
-            let made = prepare(&mut session, migrator).await;
-            self.cluster.revoke("CREATE", database, &migrator.owner).await?;
-            made?;
-        }
-        let applied = apply(&mut session, migrator, pending).await;
-        sqlx::Connection::close(session).await.map_err(StoreError::from)?;
-        self.cluster.revoke("CONNECT", database, &migrator.login).await?;
-        applied
+async fn migrate_service(
+    admin: &ClusterAdmin,
+    migrator: &Migrator,
+    database: &str,
+    pending: &[MigrationRow],
+) -> Result<(), SchemaError> {
+    admin.grant("CONNECT", database, &migrator.login).await?;
+    let password = migrator.password.expose_secret();
+    let mut session = admin.connect_as(database, &migrator.login, password).await?;
+    if pending.first().is_some_and(|first| first.version == 1) {
+        // The right to make a schema lasts for just this one.
+        admin.grant("CREATE", database, &migrator.owner).await?;
+        let made = prepare(&mut session, migrator).await;
+        admin.revoke("CREATE", database, &migrator.owner).await?;
+        made?;
     }
+    let applied = apply(&mut session, migrator, pending).await;
+    sqlx::Connection::close(session).await.map_err(StoreError::from)?;
+    admin.revoke("CONNECT", database, &migrator.login).await?;
+    applied
 }
 
 /// Who runs a service's migrations: a login that is a member of the owner of

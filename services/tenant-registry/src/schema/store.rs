@@ -6,7 +6,6 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::NewMigration;
-use crate::config::ClusterAddress;
 use crate::provisioning::Step;
 
 /// A migration that was registered.
@@ -23,26 +22,8 @@ pub(super) struct ClusterBehind {
     pub(super) cluster: String,
     pub(super) template_id: Option<Uuid>,
     pub(super) template: Option<String>,
-}
-
-/// Makes a cluster known, or its address as it is now.
-pub(crate) async fn add_cluster(
-    pool: &PgPool,
-    cluster: &ClusterAddress,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO clusters (cluster, host, port, create_time)
-         VALUES ($1, $2, $3, $4)
-         ON CONFLICT (cluster) DO UPDATE SET host = excluded.host, port = excluded.port",
-    )
-    .bind(&cluster.id)
-    .bind(&cluster.host)
-    .bind(i32::from(cluster.port))
-    .bind(now)
-    .execute(pool)
-    .await?;
-    Ok(())
+    /// Whether it is the registry's own.
+    pub(super) is_first: bool,
 }
 
 pub(super) async fn services(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
@@ -111,14 +92,17 @@ pub(super) async fn insert_migration(
     Ok(())
 }
 
-/// Templates whose making was cut off.
+/// Templates in a cluster whose making was cut off.
 pub(super) async fn unfinished_templates(
     registry: &PgPool,
+    cluster: &str,
 ) -> Result<Vec<(Uuid, String)>, StoreError> {
     let templates = sqlx::query_as(
-        "SELECT database_id, name FROM databases WHERE purpose = 'template' AND step <> $1",
+        "SELECT database_id, name
+         FROM databases
+         WHERE purpose = 'template' AND cluster = $1 AND step <> $2",
     );
-    Ok(templates.bind(Step::Ready.as_str()).fetch_all(registry).await?)
+    Ok(templates.bind(cluster).bind(Step::Ready.as_str()).fetch_all(registry).await?)
 }
 
 pub(super) async fn delete_database(registry: &PgPool, id: Uuid) -> Result<(), StoreError> {
@@ -130,7 +114,7 @@ pub(super) async fn clusters_behind(
     connection: &mut PgConnection,
 ) -> Result<Vec<ClusterBehind>, StoreError> {
     let rows = sqlx::query_as(
-        "SELECT c.cluster, c.template_id, d.name AS template
+        "SELECT c.cluster, c.template_id, d.name AS template, c.secret IS NULL AS is_first
          FROM clusters AS c
          LEFT JOIN databases AS d ON d.database_id = c.template_id
          WHERE EXISTS (
@@ -139,7 +123,8 @@ pub(super) async fn clusters_behind(
                  SELECT v.version FROM schema_versions AS v
                  WHERE v.database_id = c.template_id AND v.service = m.service
              ), 0)
-         )",
+         )
+         ORDER BY c.create_time",
     );
     Ok(rows.fetch_all(connection).await?)
 }

@@ -1,18 +1,28 @@
-//! Statements on a cluster that take no parameters: databases and roles. The
-//! one place where identifiers become part of SQL.
+//! The registry's administrative connections to one PostgreSQL cluster:
+//! databases and roles. The one place where identifiers become part of SQL.
+
+use std::time::Duration;
 
 use crm_tenancy::StoreError;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use uuid::Uuid;
+
+/// Where the functions of `cluster-setup.sql` live in each cluster.
+const DATABASE: &str = "postgres";
+/// The most administrative connections to a cluster.
+const CONNECTIONS: u32 = 4;
 
 /// The administrative side of a PostgreSQL cluster.
 #[derive(Clone)]
-pub(crate) struct Cluster {
+pub(crate) struct ClusterAdmin {
     pool: PgPool,
+    options: PgConnectOptions,
 }
 
-impl std::fmt::Debug for Cluster {
+impl std::fmt::Debug for ClusterAdmin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Cluster")
+        f.write_str("ClusterAdmin")
     }
 }
 
@@ -21,9 +31,47 @@ pub(crate) fn quoted(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-impl Cluster {
-    pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool }
+impl ClusterAdmin {
+    /// The connections of a login that is the registry's there. They are made
+    /// when they are needed.
+    pub(crate) fn new(options: PgConnectOptions) -> Self {
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(Duration::from_secs(3))
+            .connect_lazy_with(options.clone().database(DATABASE));
+        Self { pool, options }
+    }
+
+    /// The connections to where the administrative functions are.
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// How the registry's own login connects to a database.
+    pub(crate) fn options(&self, database: &str) -> PgConnectOptions {
+        self.options.clone().database(database)
+    }
+
+    /// Whether the cluster answers.
+    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// A connection of the registry's own to a template.
+    pub(crate) async fn connect_to(&self, database: &str) -> Result<PgConnection, StoreError> {
+        Ok(PgConnection::connect_with(&self.options(database)).await?)
+    }
+
+    /// A connection to a tenant database under a login of its own.
+    pub(crate) async fn connect_as(
+        &self,
+        database: &str,
+        user: &str,
+        password: &str,
+    ) -> Result<PgConnection, StoreError> {
+        let options = self.options(database).username(user).password(password);
+        Ok(PgConnection::connect_with(&options).await?)
     }
 
     /// Clones a template into a database that takes no connections. A clone
@@ -88,6 +136,25 @@ impl Cluster {
     ) -> Result<(), StoreError> {
         sqlx::query("SELECT crm_cluster.ensure_service($1, $2)")
             .bind(service)
+            .bind(verifier)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the login of a service in a tenant's database, by the function that
+    /// checks its name.
+    pub(crate) async fn ensure_login(
+        &self,
+        tenant_id: Uuid,
+        service: &str,
+        generation: i32,
+        verifier: &str,
+    ) -> Result<(), StoreError> {
+        sqlx::query("SELECT crm_cluster.ensure_login($1, $2, $3, $4)")
+            .bind(tenant_id)
+            .bind(service)
+            .bind(generation)
             .bind(verifier)
             .execute(&self.pool)
             .await?;
