@@ -11,7 +11,8 @@ use prost_reflect::{
 };
 
 /// Messages that carry a secret: their `Debug` is written by hand in `lib.rs`.
-const SECRET_MESSAGES: [&str; 3] = [
+const SECRET_MESSAGES: [&str; 4] = [
+    "crm.registry.v1.CreateClusterRequest",
     "crm.registry.v1.AcquireLeaseResponse",
     "crm.identity.v1.IssueServiceTokenRequest",
     "crm.identity.v1.IssueServiceTokenResponse",
@@ -166,12 +167,17 @@ fn rule_checks(
             ("int64", Value::Message(number)) => {
                 checks.extend(scalar_checks("number", &format!("self.{rust}"), "&at", number)?)
             }
-            ("int32" | "uint32", Value::Message(number)) => checks.extend(scalar_checks(
-                "number",
-                &format!("i64::from(self.{rust})"),
-                "&at",
-                number,
-            )?),
+            ("int32" | "uint32", Value::Message(number)) => {
+                let optional = field.supports_presence();
+                let value = if optional { "number".to_owned() } else { format!("self.{rust}") };
+                let value = format!("i64::from({value})");
+                let found = scalar_checks("number", &value, "&at", number)?;
+                checks.push(if optional {
+                    format!("if let Some(number) = self.{rust} {{ {} }}", found.join(" "))
+                } else {
+                    found.join(" ")
+                });
+            }
             ("enum", Value::Message(numbers)) => {
                 let Kind::Enum(descriptor) = field.kind() else {
                     return Err("enum rule on another type".into());
@@ -257,6 +263,7 @@ fn scalar_checks(
             ("string", "uuid", Value::Bool(true)) => format!("uuid({value}, {at}, out);"),
             ("number", "gte", Value::I32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             ("number", "gte", Value::I64(limit)) => format!("gte({value}, {limit}, {at}, out);"),
+            ("number", "lte", Value::I32(limit)) => format!("lte({value}, {limit}, {at}, out);"),
             ("number", "gte", Value::U32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             (_, other, _) => {
                 return Err(format!("rule {other} is not supported by this build").into());

@@ -26,6 +26,24 @@ ALTER TABLE databases
 CREATE INDEX databases_spare_idx ON databases (cluster, create_time) WHERE purpose = 'spare';
 CREATE INDEX databases_tenant_idx ON databases (cluster) WHERE purpose = 'tenant';
 
+-- Whether a database has the newest schema of every service. Before all
+-- services have registered theirs, none has.
+CREATE FUNCTION is_current(id uuid) RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    RETURN NOT EXISTS (
+        SELECT FROM services AS s
+        WHERE coalesce((
+            SELECT v.version FROM schema_versions AS v
+            WHERE v.database_id = id AND v.service = s.service
+        ), 0) < coalesce((
+            SELECT max(m.version) FROM migrations AS m WHERE m.service = s.service
+        ), 1)
+    );
+END
+$$;
+
 -- Repeated requests that made a cluster or changed it (AIP-155).
 CREATE TABLE cluster_requests (
     caller text NOT NULL,

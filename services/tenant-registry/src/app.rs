@@ -67,6 +67,7 @@ impl App {
         let logins = Logins::new(database.clone(), config.master_key, clock.clone());
         let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
         tokio::spawn(provisioner.clone().resume());
+        tokio::spawn(provisioner.clone().refill());
         let tenants = Tenants::new(database.clone(), provisioner, clock.clone());
         let activities = Activities::new(database, clock.clone());
 

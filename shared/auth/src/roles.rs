@@ -25,6 +25,13 @@ const ADMINISTER: &[Permission] = &[
     Permission::ChangesRead,
 ];
 
+const OPERATE: &[Permission] = &[
+    Permission::TenantsRead,
+    Permission::TenantsWrite,
+    Permission::ClustersRead,
+    Permission::ClustersWrite,
+];
+
 /// Every built-in role. An unknown role grants nothing.
 const ROLES: &[(&str, &[Permission])] = &[
     ("roles/owner", ADMINISTER),
@@ -32,7 +39,7 @@ const ROLES: &[(&str, &[Permission])] = &[
     ("roles/manager", WORK),
     ("roles/user", WORK),
     ("roles/viewer", READ),
-    (PLATFORM_OPERATOR, &[Permission::TenantsRead, Permission::TenantsWrite]),
+    (PLATFORM_OPERATOR, OPERATE),
     (
         INTERNAL_SERVICE,
         &[Permission::LeasesAcquire, Permission::SchemasRegister, Permission::ActivityReport],

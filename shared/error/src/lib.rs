@@ -180,7 +180,9 @@ pub fn code(reason: ErrorReason) -> Code {
         ErrorReason::MalformedRequest
         | ErrorReason::InvalidFields
         | ErrorReason::RequestIdReused => Code::InvalidArgument,
-        ErrorReason::RequestTooLarge | ErrorReason::SessionsExhausted => Code::ResourceExhausted,
+        ErrorReason::RequestTooLarge
+        | ErrorReason::SessionsExhausted
+        | ErrorReason::ClustersFull => Code::ResourceExhausted,
         ErrorReason::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorReason::MethodUnknown | ErrorReason::CompressionUnknown => Code::Unimplemented,
         ErrorReason::Overloaded
@@ -192,13 +194,14 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::CredentialsInvalid => Code::Unauthenticated,
         ErrorReason::PermissionMissing | ErrorReason::TenantMismatch => Code::PermissionDenied,
         ErrorReason::ResourceNotFound => Code::NotFound,
-        ErrorReason::SlugTaken => Code::AlreadyExists,
+        ErrorReason::SlugTaken | ErrorReason::ClusterExists => Code::AlreadyExists,
         ErrorReason::TenantInactive
         | ErrorReason::MigrationChanged
         | ErrorReason::MigrationFailed
         | ErrorReason::ResourceDeleted
         | ErrorReason::ResourceNotDeleted
         | ErrorReason::ConversationClosed
+        | ErrorReason::ClusterNotReady
         | ErrorReason::StateTransitionInvalid
         | ErrorReason::ConversationLimitReached
         | ErrorReason::SessionBudgetExceeded => Code::FailedPrecondition,

@@ -39,6 +39,15 @@ impl fmt::Debug for registry::v1::AcquireLeaseResponse {
     }
 }
 
+impl fmt::Debug for registry::v1::CreateClusterRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateClusterRequest")
+            .field("cluster_id", &self.cluster_id)
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for identity::v1::IssueServiceTokenRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IssueServiceTokenRequest")

@@ -147,6 +147,12 @@ fn gte(value: i64, limit: i64, at: &Path<'_>, out: &mut Violations) {
     }
 }
 
+fn lte(value: i64, limit: i64, at: &Path<'_>, out: &mut Violations) {
+    if value > limit {
+        out.add(at.to_string(), "NUMBER_LTE", format!("At most {limit}."));
+    }
+}
+
 fn defined_only(value: i32, known: &[i32], at: &Path<'_>, out: &mut Violations) {
     if !known.contains(&value) {
         out.add(at.to_string(), "ENUM_DEFINED_ONLY", "One of the defined values.");

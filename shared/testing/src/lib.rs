@@ -6,9 +6,11 @@
 //! on free ports; each test makes a tenant, and so has a database of its own.
 
 mod client;
+mod postgres;
 mod server;
 mod tenant;
 
 pub use client::{Client, code_and_reason, field_faults, reason};
-pub use server::{Replica, Server, server};
+pub use postgres::OtherCluster;
+pub use server::{Replica, Server, own_server, server};
 pub use tenant::Tenant;

@@ -1,24 +1,20 @@
 //! The PostgreSQL of a test run, and the suite on it.
 
-use std::fs::{self, File};
+use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::process::{CommandExt as _, parent_id};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::{OnceLock, mpsc};
-use std::{env, thread};
+use std::thread;
 
 use crm_clock::Clock;
 use crm_standalone::app::{Addresses, Config, Listeners, Suite};
-use crm_standalone::data::{DataDir, Secrets};
-use crm_standalone::postgres::{Options, PrivatePostgres};
+use crm_standalone::data::Secrets;
 use crm_tenant_registry::identity::Identity;
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-/// Enough for several test programs at once.
-const MAX_CONNECTIONS: u32 = 800;
+use crate::postgres::Postgres;
+
 /// The sessions of each data service of a test program.
 const SESSION_BUDGET: usize = 20;
 
@@ -46,24 +42,36 @@ pub struct Replica {
 /// The suite of this test program, started by the first test that asks.
 pub fn server() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let (send, receive) = mpsc::channel();
-        // A runtime of its own: those of tests end with them.
-        thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                let config = postgres().await;
-                let clock = Clock::default();
-                let shutdown = CancellationToken::new();
-                let suite = suite(config.clone(), clock.clone(), &shutdown).await;
-                suite.ready().await;
-                let identity = identity(&config, clock.clone()).await;
-                send.send(Server { addresses: suite.addresses, clock, identity, config }).unwrap();
-                suite.run(shutdown).await.unwrap();
-            });
+    // Spares would only slow the run down: each test makes its tenants.
+    SERVER.get_or_init(|| serve(Postgres::of_run(), 0))
+}
+
+/// A suite of its own, on a PostgreSQL of its own that keeps this many spares:
+/// for tests that change what others share.
+pub fn own_server(spares: u32) -> Server {
+    serve(Postgres::own(), spares)
+}
+
+fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32) -> Server {
+    let (send, receive) = mpsc::channel();
+    // A runtime of its own: those of tests end with them.
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let Postgres { superuser, secrets, .. } = postgres.await;
+            let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
+            let session_budget = SESSION_BUDGET;
+            let config = Config { superuser, secrets, edge_origins, session_budget, spares };
+            let clock = Clock::default();
+            let shutdown = CancellationToken::new();
+            let suite = suite(config.clone(), clock.clone(), &shutdown).await;
+            suite.ready().await;
+            let identity = identity(&config, clock.clone()).await;
+            send.send(Server { addresses: suite.addresses, clock, identity, config }).unwrap();
+            suite.run(shutdown).await.unwrap();
         });
-        receive.recv().expect("the suite starts")
-    })
+    });
+    receive.recv().expect("the suite starts")
 }
 
 impl Server {
@@ -131,69 +139,4 @@ async fn suite(config: Config, clock: Clock, shutdown: &CancellationToken) -> Su
 async fn identity(config: &Config, clock: Clock) -> Identity {
     let registry = crm_standalone::app::registry_config(&config.superuser, &config.secrets);
     crm_tenant_registry::app::identity(&registry, clock).await.unwrap()
-}
-
-/// The PostgreSQL of this run, which this test program uses from now on.
-async fn postgres() -> Config {
-    let folder = env::temp_dir().join(format!("crm-test-{}", parent_id()));
-    fs::create_dir_all(&folder).unwrap();
-    // One at a time: the first starts the server, the others find it.
-    let lock = File::create(folder.join("lock")).unwrap();
-    lock.lock().unwrap();
-    fs::create_dir_all(folder.join("users")).unwrap();
-    File::create(folder.join("users").join(std::process::id().to_string())).unwrap();
-    let data = DataDir::create(&folder.join("data")).unwrap();
-    let secrets = data.secrets().unwrap();
-    let ready = folder.join("port");
-    let port = match fs::read_to_string(&ready) {
-        Ok(port) => port.parse().unwrap(),
-        Err(_) => {
-            let port = start(&data, &secrets, &folder).await;
-            fs::write(&ready, port.to_string()).unwrap();
-            port
-        }
-    };
-    let superuser = PgConnectOptions::new_without_pgpass()
-        .host("127.0.0.1")
-        .port(port)
-        .username("postgres")
-        .password(secrecy::ExposeSecret::expose_secret(&secrets.superuser))
-        .database("postgres");
-    let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
-    Config { superuser, secrets, edge_origins, session_budget: SESSION_BUDGET, spares: 0 }
-}
-
-async fn start(data: &DataDir, secrets: &Secrets, folder: &Path) -> u16 {
-    let port = free_port();
-    let options = Options {
-        data_dir: data.postgres(),
-        port,
-        bin_dir: env::var_os("CRM_POSTGRES_BIN").map(PathBuf::from),
-        superuser_password: secrets.superuser.clone(),
-        durable: false,
-        max_connections: MAX_CONNECTIONS,
-    };
-    let postgres = PrivatePostgres::start(options, &|_| {}).await.unwrap();
-    let data_dir = postgres.data_dir().to_owned();
-    let postmaster = postgres.detach();
-    #[expect(clippy::zombie_processes, reason = "the keeper outlives this process")]
-    let _keeper = Command::new("/bin/sh")
-        .args(["-c", include_str!("keeper.sh"), "crm-test-keeper"])
-        .arg(folder)
-        .arg(parent_id().to_string())
-        .arg(postmaster.to_string())
-        .arg(data_dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // Ctrl-C ends tests and runner; the keeper tidies up after them.
-        .process_group(0)
-        .spawn()
-        .unwrap();
-    port
-}
-
-fn free_port() -> u16 {
-    let probe = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    probe.local_addr().unwrap().port()
 }

@@ -161,6 +161,12 @@ impl ClusterAdmin {
         Ok(())
     }
 
+    /// Has the cluster write down what is in its memory alone.
+    pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
+        sqlx::query("CHECKPOINT").execute(&self.pool).await?;
+        Ok(())
+    }
+
     async fn execute(&self, statement: String) -> Result<(), StoreError> {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&self.pool).await?;
         Ok(())

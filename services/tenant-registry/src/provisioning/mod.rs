@@ -8,7 +8,11 @@
 //! The order keeps a fresh clone shut: it is made closed to connections, since
 //! a clone has the default privileges of PUBLIC, and opens only when those are
 //! gone and its own logins are there.
+//!
+//! A spare is such a database before it has a tenant. Nobody has the secrets
+//! of its logins: there is no lease without a tenant.
 
+mod spares;
 mod store;
 
 use std::sync::Arc;
@@ -17,8 +21,9 @@ use std::time::Duration;
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason};
 use crm_tenancy::StoreError;
+use sqlx::PgConnection;
 use sqlx::postgres::PgAdvisoryLock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use uuid::Uuid;
 
 pub(crate) use store::Step;
@@ -39,6 +44,8 @@ const AT_ONCE: usize = 4;
 pub(crate) enum ProvisionError {
     #[error("the template has not the schemas of all services yet")]
     NoTemplate,
+    #[error("no cluster takes another tenant")]
+    NoRoom,
     #[error("the tenant is not planned")]
     NotPlanned,
     #[error("the tenant's logins could not be made")]
@@ -55,11 +62,23 @@ impl From<ProvisionError> for ApiError {
                 "the services are starting; repeat the call later",
             )
             .with_retry_after(Duration::from_secs(1)),
+            ProvisionError::NoRoom => Self::new(
+                ErrorReason::ClustersFull,
+                "no cluster takes another tenant; an operator has to add one",
+            ),
             ProvisionError::NotPlanned => Self::internal(error),
             ProvisionError::Login(error) => (*error).into(),
             ProvisionError::Store(error) => error.into(),
         }
     }
+}
+
+/// Where a new tenant is to live.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placed {
+    pub(crate) tenant_id: Uuid,
+    /// Whether the database was a spare, and can be used at once.
+    pub(crate) is_ready: bool,
 }
 
 /// Makes tenant databases.
@@ -68,12 +87,39 @@ pub(crate) struct Provisioner {
     database: Database,
     logins: Logins,
     turns: Arc<Semaphore>,
+    /// Is told when a spare was taken.
+    taken: Arc<Notify>,
     clock: Clock,
 }
 
 impl Provisioner {
     pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
-        Self { database, logins, turns: Arc::new(Semaphore::new(AT_ONCE)), clock }
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        Self { database, logins, turns, taken: Arc::default(), clock }
+    }
+
+    /// Finds a new tenant its cluster and its database: a spare, or one that
+    /// [`Provisioner::finish`] has to make. Both stand when `tx` commits; the
+    /// tenant's id is the database's.
+    pub(crate) async fn place(&self, tx: &mut PgConnection) -> Result<Placed, ProvisionError> {
+        let Some(cluster) = store::place(tx).await? else {
+            let has_room = store::has_room(tx).await?;
+            return Err(if has_room { ProvisionError::NoTemplate } else { ProvisionError::NoRoom });
+        };
+        if let Some(tenant_id) = store::claim_spare(tx, &cluster).await? {
+            return Ok(Placed { tenant_id, is_ready: true });
+        }
+        let tenant_id = self.clock.new_id();
+        store::plan_tenant(tx, tenant_id, &cluster, self.clock.now()).await?;
+        Ok(Placed { tenant_id, is_ready: false })
+    }
+
+    /// Counts a tenant whose transaction was committed, and has its spare
+    /// replaced.
+    pub(crate) fn placed(&self, is_ready: bool) {
+        let from = if is_ready { "spare" } else { "inline" };
+        metrics::counter!("crm_tenants_created_total", "from" => from).increment(1);
+        self.taken.notify_one();
     }
 
     /// Takes a tenant through the steps that are left, until it is active.

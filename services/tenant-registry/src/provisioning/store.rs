@@ -1,6 +1,9 @@
 //! All SQL of databases that are being made.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
+use crm_proto::registry::v1::cluster::State as ClusterState;
 use crm_proto::registry::v1::tenant::State;
 use crm_tenancy::StoreError;
 use sqlx::{PgConnection, PgPool};
@@ -126,4 +129,168 @@ pub(super) async fn unfinished(
         "SELECT tenant_id FROM tenants WHERE state = $1 AND create_time < $2 ORDER BY create_time",
     );
     Ok(tenants.bind(State::Provisioning as i16).bind(before).fetch_all(pool).await?)
+}
+
+/// The cluster for a new tenant: of those that take tenants and have room, the
+/// one with the fewest.
+pub(super) async fn place(tx: &mut PgConnection) -> Result<Option<String>, StoreError> {
+    let cluster = sqlx::query_scalar(
+        "SELECT c.cluster
+         FROM clusters AS c
+         CROSS JOIN LATERAL (
+             SELECT count(*) AS tenants
+             FROM databases AS d
+             WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
+         ) AS held
+         WHERE c.state = $1 AND held.tenants < c.tenant_capacity AND is_current(c.template_id)
+         ORDER BY held.tenants, c.create_time
+         LIMIT 1",
+    );
+    Ok(cluster.bind(ClusterState::Active as i16).fetch_optional(tx).await?)
+}
+
+/// Whether a cluster has room, be its template current or not.
+pub(super) async fn has_room(tx: &mut PgConnection) -> Result<bool, StoreError> {
+    let has_room = sqlx::query_scalar(
+        "SELECT EXISTS (
+             SELECT FROM clusters AS c
+             WHERE c.state = $1 AND c.tenant_capacity > (
+                 SELECT count(*) FROM databases AS d
+                 WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
+             )
+         )",
+    );
+    Ok(has_room.bind(ClusterState::Active as i16).fetch_one(tx).await?)
+}
+
+/// Makes a spare of the cluster a tenant's, if there is one that nobody else
+/// is taking. It is taken when the transaction commits.
+pub(super) async fn claim_spare(
+    tx: &mut PgConnection,
+    cluster: &str,
+) -> Result<Option<Uuid>, StoreError> {
+    let claimed = sqlx::query_scalar(
+        "UPDATE databases SET purpose = 'tenant'
+         WHERE database_id = (
+             SELECT database_id
+             FROM databases
+             WHERE cluster = $1 AND purpose = 'spare' AND step = 'ready'
+                 AND is_current(database_id)
+             ORDER BY create_time
+             LIMIT 1
+             FOR UPDATE SKIP LOCKED
+         )
+         RETURNING database_id",
+    );
+    Ok(claimed.bind(cluster).fetch_optional(tx).await?)
+}
+
+/// Plans a tenant's database, of the cluster's current template.
+pub(super) async fn plan_tenant(
+    tx: &mut PgConnection,
+    tenant_id: Uuid,
+    cluster: &str,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO databases (database_id, cluster, name, purpose, step, template_id, create_time)
+         SELECT $1, cluster, $2, 'tenant', 'planned', template_id, $3
+         FROM clusters
+         WHERE cluster = $4",
+    )
+    .bind(tenant_id)
+    .bind(database_name(tenant_id))
+    .bind(now)
+    .bind(cluster)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The spares of a cluster.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct SpareLevel {
+    pub(super) cluster: String,
+    /// How many there should be.
+    pub(super) target: i32,
+    /// How many can be claimed.
+    pub(super) ready: i64,
+    /// Whether the cluster should have more.
+    pub(super) is_short: bool,
+}
+
+pub(super) async fn spare_levels(pool: &PgPool) -> Result<Vec<SpareLevel>, StoreError> {
+    let levels = sqlx::query_as(
+        "SELECT c.cluster, c.spare_target AS target, held.ready,
+             c.state = $1 AND is_current(c.template_id) AND held.ready < c.spare_target AS is_short
+         FROM clusters AS c
+         CROSS JOIN LATERAL (
+             SELECT count(*) AS ready
+             FROM databases AS d
+             WHERE d.cluster = c.cluster AND d.purpose = 'spare' AND d.step = 'ready'
+                 AND is_current(d.database_id)
+         ) AS held
+         ORDER BY c.cluster",
+    );
+    Ok(levels.bind(ClusterState::Active as i16).fetch_all(pool).await?)
+}
+
+/// Plans a spare in a cluster that is short of them, unless one is in the
+/// making there or was planned within the pace, by whatever process. Answers
+/// how many were planned so far.
+pub(super) async fn plan_spare(
+    pool: &PgPool,
+    spare_id: Uuid,
+    cluster: &str,
+    pace: Duration,
+    now: DateTime<Utc>,
+) -> Result<Option<i64>, StoreError> {
+    // The row of the cluster is the lock: who waited for it sees a refill_time
+    // that is yet to come.
+    let planned = sqlx::query_scalar(
+        "WITH turn AS (
+             UPDATE clusters AS c
+             SET refill_time = clock_timestamp() + $4 * interval '1 second',
+                 spares_made = spares_made + 1
+             WHERE c.cluster = $2 AND c.state = $6 AND c.refill_time <= clock_timestamp()
+                 AND is_current(c.template_id)
+                 AND NOT EXISTS (
+                     SELECT FROM databases AS d
+                     WHERE d.cluster = c.cluster AND d.purpose = 'spare' AND d.step <> 'ready'
+                 )
+             RETURNING c.template_id, c.spares_made
+         ), planned AS (
+             INSERT INTO databases
+                 (database_id, cluster, name, purpose, step, template_id, create_time)
+             SELECT $1, $2, $3, 'spare', 'planned', template_id, $5 FROM turn
+         )
+         SELECT spares_made FROM turn",
+    );
+    let planned = planned
+        .bind(spare_id)
+        .bind(cluster)
+        .bind(database_name(spare_id))
+        .bind(pace.as_secs_f64())
+        .bind(now)
+        .bind(ClusterState::Active as i16);
+    Ok(planned.fetch_optional(pool).await?)
+}
+
+/// Spares that have been in the making for long.
+pub(super) async fn unfinished_spares(
+    pool: &PgPool,
+    before: DateTime<Utc>,
+) -> Result<Vec<Uuid>, StoreError> {
+    let spares = sqlx::query_scalar(
+        "SELECT database_id
+         FROM databases
+         WHERE purpose = 'spare' AND step <> 'ready' AND create_time < $1
+         ORDER BY create_time",
+    );
+    Ok(spares.bind(before).fetch_all(pool).await?)
+}
+
+/// The name of a tenant's database: opaque, since any role can list names.
+fn database_name(tenant_id: Uuid) -> String {
+    format!("tenant_{}", tenant_id.as_simple())
 }

@@ -6,6 +6,7 @@ mod store;
 
 use crm_clock::Clock;
 use crm_proto::registry::v1 as pb;
+use crm_proto::registry::v1::tenant::State;
 use crm_service::repeat::RequestKey;
 use prost::Message as _;
 
@@ -13,7 +14,7 @@ pub(crate) use error::TenantError;
 pub(crate) use model::{NewTenant, Tenant, TenantKey};
 
 use crate::database::{Database, owned};
-use crate::provisioning::Provisioner;
+use crate::provisioning::{Placed, Provisioner};
 
 /// How many names are tried for a slug that was not given.
 const SLUG_ATTEMPTS: u32 = 9;
@@ -67,7 +68,8 @@ impl Tenants {
         }
     }
 
-    /// Reserves slug, database and request_id in one transaction.
+    /// Reserves slug, database and request_id in one transaction. With a spare
+    /// the tenant is active when it commits.
     async fn plan(
         &self,
         new: NewTenant,
@@ -75,29 +77,38 @@ impl Tenants {
         key: &RequestKey,
     ) -> Result<store::Planned, TenantError> {
         let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
-        let tenant_id = self.clock.new_id();
         let now = self.clock.now();
-        if let Some(request_id) = key.id {
-            let request = store::Request { caller, request_id };
-            if let Some(known) = store::claim_request(&mut tx, &request, now).await? {
-                if known.hash != key.hash {
-                    return Err(TenantError::RequestIdReused);
-                }
-                return Ok(known.planned);
+        let request = key.id.map(|request_id| store::Request { caller, request_id });
+        if let Some(request) = &request
+            && let Some(known) = store::claim_request(&mut tx, request, now).await?
+        {
+            if known.hash != key.hash {
+                return Err(TenantError::RequestIdReused);
             }
-            store::plan_database(&mut tx, tenant_id, now).await?;
-            store::insert_request(&mut tx, &request, &key.hash, tenant_id, now).await?;
-        } else {
-            store::plan_database(&mut tx, tenant_id, now).await?;
+            return Ok(known.planned);
         }
+        let Placed { tenant_id, is_ready } = self.provisioner.place(&mut tx).await?;
+        if let Some(request) = &request {
+            store::insert_request(&mut tx, request, &key.hash, tenant_id, now).await?;
+        }
+        let state = if is_ready { State::Active } else { State::Provisioning };
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
             None => model::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
         };
         for slug in slugs {
-            if store::insert_tenant(&mut tx, tenant_id, &slug, &new, now).await? {
+            if store::insert_tenant(&mut tx, tenant_id, &slug, &new, state, now).await? {
+                let mut response = None;
+                if is_ready {
+                    let tenant = store::get(&mut tx, &TenantKey::Id(tenant_id)).await?;
+                    let tenant = pb::Tenant::from(tenant.ok_or(TenantError::NotFound)?);
+                    let encoded = tenant.encode_to_vec();
+                    store::keep_response(&mut tx, tenant_id, &encoded).await?;
+                    response = Some(encoded);
+                }
                 tx.commit().await.map_err(store::failed)?;
-                return Ok(store::Planned { tenant_id, response: None });
+                self.provisioner.placed(is_ready);
+                return Ok(store::Planned { tenant_id, response });
             }
         }
         Err(TenantError::SlugTaken)

@@ -93,11 +93,6 @@ impl Tenant {
     }
 }
 
-/// The name of a tenant's database: opaque, since any role can list names.
-pub(crate) fn database_name(tenant_id: Uuid) -> String {
-    format!("tenant_{}", tenant_id.as_simple())
-}
-
 /// Whether a text can be a slug.
 pub(crate) fn is_slug(text: &str) -> bool {
     let bytes = text.as_bytes();

@@ -10,8 +10,7 @@ use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::error::TenantError;
-use super::model::{NewTenant, Tenant, TenantKey, database_name};
-use crate::provisioning::ProvisionError;
+use super::model::{NewTenant, Tenant, TenantKey};
 
 /// How long a request_id is remembered.
 const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
@@ -117,42 +116,13 @@ pub(super) async fn insert_request(
     Ok(())
 }
 
-/// Plans a database on the cluster, of its current template.
-pub(super) async fn plan_database(
-    connection: &mut PgConnection,
-    tenant_id: Uuid,
-    now: DateTime<Utc>,
-) -> Result<(), TenantError> {
-    let planned = sqlx::query(
-        "INSERT INTO databases (database_id, cluster, name, purpose, step, template_id, create_time)
-         SELECT $1, c.cluster, $2, 'tenant', 'planned', c.template_id, $3
-         FROM clusters AS c
-         WHERE NOT EXISTS (
-             SELECT FROM services AS s
-             WHERE NOT EXISTS (
-                 SELECT FROM schema_versions AS v
-                 WHERE v.database_id = c.template_id AND v.service = s.service
-             )
-         )
-         ORDER BY c.create_time
-         LIMIT 1",
-    )
-    .bind(tenant_id)
-    .bind(database_name(tenant_id))
-    .bind(now)
-    .execute(connection)
-    .await
-    .map_err(failed)?;
-    // Before every service has registered its schema there is nothing to clone.
-    if planned.rows_affected() == 1 { Ok(()) } else { Err(ProvisionError::NoTemplate.into()) }
-}
-
 /// Whether the slug was free, and is now this tenant's.
 pub(super) async fn insert_tenant(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     slug: &str,
     new: &NewTenant,
+    state: State,
     now: DateTime<Utc>,
 ) -> Result<bool, TenantError> {
     let inserted = sqlx::query(
@@ -165,7 +135,7 @@ pub(super) async fn insert_tenant(
     .bind(slug)
     .bind(&new.display_name)
     .bind(new.kind as i16)
-    .bind(State::Provisioning as i16)
+    .bind(state as i16)
     .bind(Json(&new.labels))
     .bind(now)
     .execute(connection)

@@ -1,0 +1,172 @@
+//! PostgreSQL servers for tests: the one of the run, and others for tests that
+//! need one of their own.
+
+use std::env;
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::os::unix::process::{CommandExt as _, parent_id};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crm_standalone::app::CLUSTER_SETUP;
+use crm_standalone::data::{DataDir, Secrets};
+use crm_standalone::postgres::{Options, PrivatePostgres};
+use crm_tenant_registry::scram_verifier;
+use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _};
+
+/// Enough for several test programs at once.
+const MAX_CONNECTIONS: u32 = 800;
+
+/// A PostgreSQL server, and the secrets of the installation on it.
+pub(crate) struct Postgres {
+    pub(crate) superuser: PgConnectOptions,
+    pub(crate) secrets: Secrets,
+    /// The process id, where this test program started it.
+    postmaster: Option<u32>,
+}
+
+impl Postgres {
+    /// The server of this run, which this test program uses from now on.
+    pub(crate) async fn of_run() -> Self {
+        let folder = env::temp_dir().join(format!("crm-test-{}", parent_id()));
+        fs::create_dir_all(&folder).unwrap();
+        // One at a time: the first starts the server, the others find it.
+        let lock = File::create(folder.join("lock")).unwrap();
+        lock.lock().unwrap();
+        let data = use_folder(&folder);
+        let secrets = data.secrets().unwrap();
+        let ready = folder.join("port");
+        let (port, postmaster) = match fs::read_to_string(&ready) {
+            Ok(port) => (port.parse().unwrap(), None),
+            Err(_) => {
+                let (port, postmaster) = start(&data, &secrets, &folder, parent_id()).await;
+                fs::write(&ready, port.to_string()).unwrap();
+                (port, Some(postmaster))
+            }
+        };
+        Self { superuser: superuser(port, &secrets), secrets, postmaster }
+    }
+
+    /// A new server, which lives as long as this test program.
+    pub(crate) async fn own() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let process = std::process::id();
+        let folder = env::temp_dir().join(format!("crm-test-{process}-{number}"));
+        fs::create_dir_all(&folder).unwrap();
+        let data = use_folder(&folder);
+        let secrets = data.secrets().unwrap();
+        let (port, postmaster) = start(&data, &secrets, &folder, process).await;
+        Self { superuser: superuser(port, &secrets), secrets, postmaster: Some(postmaster) }
+    }
+}
+
+/// A PostgreSQL cluster that a test may add to a registry, and stop.
+pub struct OtherCluster {
+    postgres: Postgres,
+}
+
+impl std::fmt::Debug for OtherCluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OtherCluster")
+    }
+}
+
+impl OtherCluster {
+    /// A new cluster, with nothing in it.
+    pub async fn start() -> Self {
+        Self { postgres: Postgres::own().await }
+    }
+
+    /// Makes the registry's login and its functions, as an operator does.
+    pub async fn set_up(&self) {
+        let mut session = self.superuser("postgres").await;
+        sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await.unwrap();
+        let verifier = scram_verifier(&self.postgres.secrets.registry).unwrap();
+        let statement = format!("ALTER ROLE crm_registry PASSWORD '{verifier}'");
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.unwrap();
+        session.close().await.unwrap();
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.postgres.superuser.get_port()
+    }
+
+    /// The password of the registry's login.
+    pub fn password(&self) -> &SecretString {
+        &self.postgres.secrets.registry
+    }
+
+    /// A superuser's connection to a database.
+    pub async fn superuser(&self, database: &str) -> PgConnection {
+        let options = self.postgres.superuser.clone().database(database);
+        PgConnection::connect_with(&options).await.unwrap()
+    }
+
+    /// Stops the server, and waits until it takes no connections.
+    pub async fn stop(&self) {
+        let postmaster = self.postgres.postmaster.unwrap().to_string();
+        let signalled = Command::new("kill").args(["-INT", &postmaster]).status().unwrap();
+        assert!(signalled.success());
+        while PgConnection::connect_with(&self.postgres.superuser).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Makes this test program a user of a server's folder.
+fn use_folder(folder: &Path) -> DataDir {
+    fs::create_dir_all(folder.join("users")).unwrap();
+    File::create(folder.join("users").join(std::process::id().to_string())).unwrap();
+    DataDir::create(&folder.join("data")).unwrap()
+}
+
+fn superuser(port: u16, secrets: &Secrets) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .host("127.0.0.1")
+        .port(port)
+        .username("postgres")
+        .password(secrets.superuser.expose_secret())
+        .database("postgres")
+}
+
+/// Starts a server and the keeper that stops it when its users are gone, or
+/// when nobody uses it and `runner` is gone.
+async fn start(data: &DataDir, secrets: &Secrets, folder: &Path, runner: u32) -> (u16, u32) {
+    let port = free_port();
+    let options = Options {
+        data_dir: data.postgres(),
+        port,
+        bin_dir: env::var_os("CRM_POSTGRES_BIN").map(PathBuf::from),
+        superuser_password: secrets.superuser.clone(),
+        durable: false,
+        max_connections: MAX_CONNECTIONS,
+    };
+    let postgres = PrivatePostgres::start(options, &|_| {}).await.unwrap();
+    let data_dir = postgres.data_dir().to_owned();
+    let postmaster = postgres.detach();
+    #[expect(clippy::zombie_processes, reason = "the keeper outlives this process")]
+    let _keeper = Command::new("/bin/sh")
+        .args(["-c", include_str!("keeper.sh"), "crm-test-keeper"])
+        .arg(folder)
+        .arg(runner.to_string())
+        .arg(postmaster.to_string())
+        .arg(data_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C ends tests and runner; the keeper tidies up after them.
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    (port, postmaster)
+}
+
+fn free_port() -> u16 {
+    let probe = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    probe.local_addr().unwrap().port()
+}
