@@ -306,6 +306,7 @@ fn edge(
 ) -> Result<(Stack, Health), Failure> {
     let public = [
         ("crm.registry.v1.TenantService", registry),
+        ("crm.registry.v1.ClusterService", registry),
         ("crm.identity.v1.AuthService", registry),
         ("crm.contacts.v1.ContactService", contacts),
         ("crm.changes.v1.ChangeService", messaging),

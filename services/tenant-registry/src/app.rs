@@ -5,15 +5,16 @@ use std::error::Error;
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
 use crm_proto::identity::v1::auth_service_server::AuthServiceServer;
+use crm_proto::registry::v1::cluster_service_server::ClusterServiceServer;
 use crm_proto::registry::v1::lease_service_server::LeaseServiceServer;
 use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
 
 use crate::activity::Activities;
-use crate::cluster;
+use crate::cluster::{self, Clusters};
 use crate::config::Config;
 use crate::database::Database;
-use crate::grpc::{AuthApi, LeaseApi, TenantApi};
+use crate::grpc::{AuthApi, ClusterApi, LeaseApi, TenantApi};
 use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::provisioning::Provisioner;
@@ -26,7 +27,7 @@ const MAX_SCHEMA_BYTES: usize = 16 * 1024 * 1024;
 /// The registry, ready to be served on two listeners.
 #[derive(Debug)]
 pub struct App {
-    /// Tenants and tokens, for everyone.
+    /// Tenants, clusters and tokens, for everyone.
     pub public: Stack,
     /// Whether `public` can do its work.
     pub public_health: Health,
@@ -68,12 +69,19 @@ impl App {
         let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
         tokio::spawn(provisioner.clone().resume());
         tokio::spawn(provisioner.clone().refill());
-        let tenants = Tenants::new(database.clone(), provisioner, clock.clone());
+        let tenants = Tenants::new(database.clone(), provisioner.clone(), clock.clone());
+
+        // The clusters that they live in.
+        let clusters = Clusters::new(database.clone(), schemas.clone(), provisioner, clock.clone());
         let activities = Activities::new(database, clock.clone());
 
         let (public, public_health) = StackBuilder::default()
             .service(
                 TenantServiceServer::new(TenantApi { tenants, activities: activities.clone() })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .service(
+                ClusterServiceServer::new(ClusterApi { clusters })
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
             .service(

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use crm_tenancy::{SessionError, StoreError};
 use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::PgConnection;
 use sqlx::postgres::{PgAdvisoryLock, PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use tracing::Instrument as _;
 
 use crate::cluster::ClusterAdmin;
 use crate::cluster::store::{self, ClusterAddressRow};
 use crate::config::Config;
-use crate::seal::MasterKey;
+use crate::seal::{MasterKey, SealError};
 
 /// The registry's own database.
 const DATABASE: &str = "crm_registry";
@@ -74,13 +75,10 @@ impl Database {
         if let Some(known) = self.known(|clusters| clusters.get(id).cloned()) {
             return Ok(known);
         }
-        let row = store::address(&self.registry, id).await?;
+        let mut connection = self.registry.acquire().await?;
+        let row = store::address(&mut connection, id).await?;
         let row = row.ok_or(sqlx::Error::RowNotFound)?;
-        let password = self
-            .master_key
-            .open_text(&secret_purpose(id), row.secret.as_deref().unwrap_or_default())
-            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
-        let admin = admin(&row, &password);
+        let admin = admin(&row, &self.open_password(id, &row)?);
         Ok(self.known(|clusters| clusters.entry(id.to_owned()).or_insert(admin).clone()))
     }
 
@@ -91,6 +89,32 @@ impl Database {
             clusters.push(self.cluster(&id).await?);
         }
         Ok(clusters)
+    }
+
+    /// The password of the registry's login in a cluster.
+    pub(crate) async fn password(
+        &self,
+        connection: &mut PgConnection,
+        id: &str,
+    ) -> Result<SecretString, StoreError> {
+        let row = store::address(connection, id).await?.ok_or(sqlx::Error::RowNotFound)?;
+        self.open_password(id, &row)
+    }
+
+    /// Such a password, as it is kept.
+    pub(crate) fn seal_password(
+        &self,
+        id: &str,
+        password: &SecretString,
+    ) -> Result<Vec<u8>, SealError> {
+        self.master_key.seal(&secret_purpose(id), password.expose_secret().as_bytes())
+    }
+
+    fn open_password(&self, id: &str, row: &ClusterAddressRow) -> Result<SecretString, StoreError> {
+        let opened = self
+            .master_key
+            .open_text(&secret_purpose(id), row.secret.as_deref().unwrap_or_default());
+        Ok(opened.map_err(|error| sqlx::Error::Configuration(error.into()))?)
     }
 
     fn known<T>(&self, look: impl FnOnce(&mut HashMap<String, ClusterAdmin>) -> T) -> T {
@@ -105,7 +129,7 @@ pub(crate) fn admin(at: &ClusterAddressRow, password: &SecretString) -> ClusterA
 }
 
 /// What the password of the registry's login in a cluster is sealed for.
-pub(crate) fn secret_purpose(cluster: &str) -> String {
+fn secret_purpose(cluster: &str) -> String {
     format!("cluster {cluster}")
 }
 

@@ -116,31 +116,6 @@ async fn a_tenant_takes_a_spare_which_is_replaced() {
 }
 
 #[tokio::test]
-async fn creating_from_spares_takes_milliseconds() {
-    let (server, _turn) = suite().await;
-    let operator = Client::operator(server);
-    let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
-    let warm = GetTenantRequest { name: "tenants/none-such".to_owned() };
-    client.get_tenant(operator.request(warm)).await.unwrap_err();
-
-    let mut times = Vec::new();
-    for _ in 0..3 {
-        for _ in 0..SPARES {
-            let request = slugged(server, "quick");
-            let start = Instant::now();
-            client.create_tenant(operator.request(request)).await.unwrap();
-            times.push(start.elapsed());
-        }
-        full(server).await;
-    }
-
-    times.sort();
-    // For people: a busy machine is no failure.
-    println!("CreateTenant from a spare: p50 {:?}, worst {:?}", times[6], times[11]);
-    check_tenants(server).await;
-}
-
-#[tokio::test]
 async fn a_slug_has_one_winner_and_losers_give_their_spares_back() {
     let (server, _turn) = suite().await;
     let before = spares(server).await;

@@ -75,8 +75,17 @@ pub struct Binding(String);
 impl Binding {
     /// The binding of a method's list with its arguments, page fields aside.
     pub fn new(tenant: TenantId, method: &str, arguments: &[&str]) -> Self {
+        Self::of(&tenant.to_string(), method, arguments)
+    }
+
+    /// As [`Binding::new`], for a list of the platform's own.
+    pub fn platform(method: &str, arguments: &[&str]) -> Self {
+        Self::of("", method, arguments)
+    }
+
+    fn of(tenant: &str, method: &str, arguments: &[&str]) -> Self {
         let mut hash = Context::new(&SHA256);
-        for part in [&[tenant.to_string().as_str(), method], arguments].concat() {
+        for part in [&[tenant, method], arguments].concat() {
             hash.update(&part.len().to_be_bytes());
             hash.update(part.as_bytes());
         }

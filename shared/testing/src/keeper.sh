@@ -2,7 +2,7 @@
 # it: also when tests, or their runner, are killed.
 #
 # $1 the folder of the run   $2 the process that runs the tests
-# $3 the postmaster          $4 the folder of PostgreSQL's data
+# $3 the folder of PostgreSQL's data
 idle=0
 while :; do
     used=
@@ -21,15 +21,16 @@ while :; do
     fi
     sleep 0.1
 done
+# A test may have stopped it, and started it again: its own file says who it is.
+postmaster=$(head -n 1 "$3/data/postmaster.pid" 2>/dev/null)
 # From here on a new test program starts a server of its own.
 mv "$1" "$1.gone" 2>/dev/null
-# A test may have stopped the server itself: then its id may be another's.
-if [ "$(head -n 1 "$4/data/postmaster.pid" 2>/dev/null)" = "$3" ]; then
-    kill -QUIT "$3" 2>/dev/null
+if [ -n "$postmaster" ]; then
+    kill -QUIT "$postmaster" 2>/dev/null
+    tries=0
+    while kill -0 "$postmaster" 2>/dev/null && [ "$tries" -lt 100 ]; do
+        tries=$((tries + 1))
+        sleep 0.05
+    done
 fi
-tries=0
-while kill -0 "$3" 2>/dev/null && [ "$tries" -lt 100 ]; do
-    tries=$((tries + 1))
-    sleep 0.05
-done
-rm -rf "$1.gone" "$4"
+rm -rf "$1.gone" "$3"

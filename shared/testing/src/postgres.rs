@@ -13,7 +13,7 @@ use crm_standalone::app::CLUSTER_SETUP;
 use crm_standalone::data::{DataDir, Secrets};
 use crm_standalone::postgres::{Options, PrivatePostgres};
 use crm_tenant_registry::scram_verifier;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection as _};
 
@@ -24,8 +24,7 @@ const MAX_CONNECTIONS: u32 = 800;
 pub(crate) struct Postgres {
     pub(crate) superuser: PgConnectOptions,
     pub(crate) secrets: Secrets,
-    /// The process id, where this test program started it.
-    postmaster: Option<u32>,
+    data: DataDir,
 }
 
 impl Postgres {
@@ -39,15 +38,17 @@ impl Postgres {
         let data = use_folder(&folder);
         let secrets = data.secrets().unwrap();
         let ready = folder.join("port");
-        let (port, postmaster) = match fs::read_to_string(&ready) {
-            Ok(port) => (port.parse().unwrap(), None),
+        let port = match fs::read_to_string(&ready) {
+            Ok(port) => port.parse().unwrap(),
             Err(_) => {
-                let (port, postmaster) = start(&data, &secrets, &folder, parent_id()).await;
+                let port = free_port();
+                let data_dir = start(&data, &secrets, port).await;
+                keep(&folder, parent_id(), &data_dir);
                 fs::write(&ready, port.to_string()).unwrap();
-                (port, Some(postmaster))
+                port
             }
         };
-        Self { superuser: superuser(port, &secrets), secrets, postmaster }
+        Self { superuser: superuser(port, &secrets), secrets, data }
     }
 
     /// A new server, which lives as long as this test program.
@@ -59,8 +60,10 @@ impl Postgres {
         fs::create_dir_all(&folder).unwrap();
         let data = use_folder(&folder);
         let secrets = data.secrets().unwrap();
-        let (port, postmaster) = start(&data, &secrets, &folder, process).await;
-        Self { superuser: superuser(port, &secrets), secrets, postmaster: Some(postmaster) }
+        let port = free_port();
+        let data_dir = start(&data, &secrets, port).await;
+        keep(&folder, process, &data_dir);
+        Self { superuser: superuser(port, &secrets), secrets, data }
     }
 }
 
@@ -97,8 +100,8 @@ impl OtherCluster {
     }
 
     /// The password of the registry's login.
-    pub fn password(&self) -> &SecretString {
-        &self.postgres.secrets.registry
+    pub fn password(&self) -> &str {
+        self.postgres.secrets.registry.expose_secret()
     }
 
     /// A superuser's connection to a database.
@@ -109,12 +112,22 @@ impl OtherCluster {
 
     /// Stops the server, and waits until it takes no connections.
     pub async fn stop(&self) {
-        let postmaster = self.postgres.postmaster.unwrap().to_string();
-        let signalled = Command::new("kill").args(["-INT", &postmaster]).status().unwrap();
-        assert!(signalled.success());
+        let mut session = self.superuser("postgres").await;
+        let folder: String = sqlx::query_scalar("SELECT current_setting('data_directory')")
+            .fetch_one(&mut session)
+            .await
+            .unwrap();
+        let lock = fs::read_to_string(Path::new(&folder).join("postmaster.pid")).unwrap();
+        let postmaster = lock.lines().next().unwrap();
+        assert!(Command::new("kill").args(["-INT", postmaster]).status().unwrap().success());
         while PgConnection::connect_with(&self.postgres.superuser).await.is_ok() {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Starts it again, where it was.
+    pub async fn start_again(&self) {
+        start(&self.postgres.data, &self.postgres.secrets, self.port()).await;
     }
 }
 
@@ -134,10 +147,8 @@ fn superuser(port: u16, secrets: &Secrets) -> PgConnectOptions {
         .database("postgres")
 }
 
-/// Starts a server and the keeper that stops it when its users are gone, or
-/// when nobody uses it and `runner` is gone.
-async fn start(data: &DataDir, secrets: &Secrets, folder: &Path, runner: u32) -> (u16, u32) {
-    let port = free_port();
+/// Starts a server that outlives this function, and answers its folder.
+async fn start(data: &DataDir, secrets: &Secrets, port: u16) -> PathBuf {
     let options = Options {
         data_dir: data.postgres(),
         port,
@@ -148,13 +159,18 @@ async fn start(data: &DataDir, secrets: &Secrets, folder: &Path, runner: u32) ->
     };
     let postgres = PrivatePostgres::start(options, &|_| {}).await.unwrap();
     let data_dir = postgres.data_dir().to_owned();
-    let postmaster = postgres.detach();
+    postgres.detach();
+    data_dir
+}
+
+/// Has the server stopped when its users are gone, or when nobody uses it and
+/// `runner` is gone.
+fn keep(folder: &Path, runner: u32, data_dir: &Path) {
     #[expect(clippy::zombie_processes, reason = "the keeper outlives this process")]
     let _keeper = Command::new("/bin/sh")
         .args(["-c", include_str!("keeper.sh"), "crm-test-keeper"])
         .arg(folder)
         .arg(runner.to_string())
-        .arg(postmaster.to_string())
         .arg(data_dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -163,7 +179,6 @@ async fn start(data: &DataDir, secrets: &Secrets, folder: &Path, runner: u32) ->
         .process_group(0)
         .spawn()
         .unwrap();
-    (port, postmaster)
 }
 
 fn free_port() -> u16 {

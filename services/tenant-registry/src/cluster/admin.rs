@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use uuid::Uuid;
 
 /// Where the functions of `cluster-setup.sql` live in each cluster.
-const DATABASE: &str = "postgres";
+pub(super) const DATABASE: &str = "postgres";
 /// The most administrative connections to a cluster.
 const CONNECTIONS: u32 = 4;
 

@@ -1,14 +1,21 @@
 //! All SQL of clusters.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
+use crm_proto::registry::v1::cluster::{State, TlsMode};
+use crm_service::repeat::RequestKey;
 use crm_tenancy::StoreError;
-use sqlx::PgPool;
-use sqlx::postgres::PgSslMode;
+use sqlx::postgres::{PgPool, PgSslMode};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 
+use super::error::ClusterError;
+use super::model::{Cluster, NewCluster, Settings};
 use crate::config::{ClusterAddress, Config};
 
 /// `TLS_MODE_DISABLED`, in the messages of clusters and of leases.
 const TLS_DISABLED: i16 = 1;
+
+/// How long a request_id is remembered.
+const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
 /// How the registry reaches a cluster.
 #[derive(sqlx::FromRow)]
@@ -55,7 +62,7 @@ pub(crate) async fn add_first(
 
 /// Where a cluster is.
 pub(crate) async fn address(
-    registry: &PgPool,
+    registry: &mut PgConnection,
     cluster: &str,
 ) -> Result<Option<ClusterAddressRow>, StoreError> {
     let row =
@@ -67,4 +74,264 @@ pub(crate) async fn address(
 pub(crate) async fn ids(registry: &PgPool) -> Result<Vec<String>, StoreError> {
     let ids = sqlx::query_scalar("SELECT cluster FROM clusters ORDER BY create_time");
     Ok(ids.fetch_all(registry).await?)
+}
+
+/// What every statement that reads clusters begins with.
+const SELECT: &str = "SELECT c.cluster, c.host, c.port, c.tls_mode, c.display_name,
+         c.tenant_capacity, c.spare_target, c.state, c.create_time, c.update_time, c.revision,
+         t.name AS template,
+         (SELECT count(*) FROM databases AS d
+          WHERE d.cluster = c.cluster AND d.purpose = 'tenant') AS tenant_count,
+         (SELECT count(*) FROM databases AS d
+          WHERE d.cluster = c.cluster AND d.purpose = 'spare' AND d.step = 'ready'
+              AND is_current(d.database_id)) AS spare_count
+     FROM clusters AS c
+     LEFT JOIN databases AS t ON t.database_id = c.template_id";
+
+/// A request that may be repeated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request<'a> {
+    pub(super) caller: &'a str,
+    pub(super) method: &'static str,
+    pub(super) key: &'a RequestKey,
+}
+
+/// What a request was used for before.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Known {
+    hash: Vec<u8>,
+    pub(super) cluster: String,
+    pub(super) response: Option<Vec<u8>>,
+}
+
+#[derive(sqlx::FromRow)]
+struct ClusterRow {
+    cluster: String,
+    host: String,
+    port: i32,
+    tls_mode: i16,
+    display_name: String,
+    tenant_capacity: i32,
+    spare_target: i32,
+    state: i16,
+    create_time: DateTime<Utc>,
+    update_time: DateTime<Utc>,
+    revision: i64,
+    template: Option<String>,
+    tenant_count: i64,
+    spare_count: i64,
+}
+
+pub(super) fn failed(error: sqlx::Error) -> StoreError {
+    error.into()
+}
+
+pub(super) async fn get(
+    connection: &mut PgConnection,
+    id: &str,
+) -> Result<Option<Cluster>, ClusterError> {
+    let mut query = QueryBuilder::<Postgres>::new(SELECT);
+    query.push(" WHERE c.cluster = ").push_bind(id);
+    let row: Option<ClusterRow> =
+        query.build_query_as().fetch_optional(connection).await.map_err(failed)?;
+    Ok(row.map(Cluster::from))
+}
+
+/// The clusters whose ids come after this one.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Cluster>, ClusterError> {
+    let mut query = QueryBuilder::<Postgres>::new(SELECT);
+    query.push(" WHERE c.cluster > ").push_bind(after);
+    query.push(" ORDER BY c.cluster LIMIT ").push_bind(limit);
+    let rows: Vec<ClusterRow> =
+        query.build_query_as().fetch_all(connection).await.map_err(failed)?;
+    Ok(rows.into_iter().map(Cluster::from).collect())
+}
+
+/// Makes others wait who want to change the cluster.
+pub(super) async fn lock(connection: &mut PgConnection, id: &str) -> Result<(), ClusterError> {
+    sqlx::query("SELECT FROM clusters WHERE cluster = $1 FOR NO KEY UPDATE")
+        .bind(id)
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// Whether a cluster has this server.
+pub(super) async fn is_known_server(
+    connection: &mut PgConnection,
+    system_identifier: i64,
+) -> Result<bool, ClusterError> {
+    let known =
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM clusters WHERE system_identifier = $1)");
+    Ok(known.bind(system_identifier).fetch_one(connection).await.map_err(failed)?)
+}
+
+/// Whether the cluster was new, and is now known.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    new: &NewCluster,
+    secret: &[u8],
+    system_identifier: i64,
+    now: DateTime<Utc>,
+) -> Result<bool, ClusterError> {
+    let inserted = sqlx::query(
+        "INSERT INTO clusters
+             (cluster, host, port, tls_mode, secret, system_identifier, display_name,
+              tenant_capacity, spare_target, state, create_time, update_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&new.id)
+    .bind(&new.host)
+    .bind(i32::from(new.port))
+    .bind(new.tls_mode as i16)
+    .bind(secret)
+    .bind(system_identifier)
+    .bind(&new.settings.display_name)
+    .bind(new.settings.tenant_capacity)
+    .bind(new.settings.spare_target)
+    .bind(new.settings.state as i16)
+    .bind(now)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// Writes what an operator may choose.
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    cluster: &Cluster,
+) -> Result<(), ClusterError> {
+    sqlx::query(
+        "UPDATE clusters
+         SET display_name = $2, tenant_capacity = $3, spare_target = $4, state = $5,
+             update_time = $6, revision = $7
+         WHERE cluster = $1",
+    )
+    .bind(&cluster.id)
+    .bind(&cluster.settings.display_name)
+    .bind(cluster.settings.tenant_capacity)
+    .bind(cluster.settings.spare_target)
+    .bind(cluster.settings.state as i16)
+    .bind(cluster.update_time)
+    .bind(cluster.revision)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
+/// Answers what a request_id was used for, if it was. Requests with the same
+/// id wait for each other here.
+pub(super) async fn claim_request(
+    connection: &mut PgConnection,
+    request: &Request<'_>,
+    now: DateTime<Utc>,
+) -> Result<Option<Known>, ClusterError> {
+    let Request { caller, method, key } = request;
+    let Some(request_id) = key.id else { return Ok(None) };
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(format!("{method} {caller} {request_id}"))
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    sqlx::query("DELETE FROM cluster_requests WHERE expire_time <= $1")
+        .bind(now)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    let known: Option<Known> = sqlx::query_as(
+        "SELECT hash, cluster, response
+         FROM cluster_requests
+         WHERE caller = $1 AND method = $2 AND request_id = $3",
+    )
+    .bind(caller)
+    .bind(method)
+    .bind(request_id)
+    .fetch_optional(connection)
+    .await
+    .map_err(failed)?;
+    match known {
+        Some(known) if known.hash != key.hash => Err(ClusterError::RequestIdReused),
+        known => Ok(known),
+    }
+}
+
+/// Keeps a request, and the answer to it where there is one already.
+pub(super) async fn insert_request(
+    connection: &mut PgConnection,
+    request: &Request<'_>,
+    cluster: &str,
+    response: Option<&[u8]>,
+    now: DateTime<Utc>,
+) -> Result<(), ClusterError> {
+    let Some(request_id) = request.key.id else { return Ok(()) };
+    sqlx::query(
+        "INSERT INTO cluster_requests
+             (caller, method, request_id, hash, cluster, response, expire_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(request.caller)
+    .bind(request.method)
+    .bind(request_id)
+    .bind(&request.key.hash)
+    .bind(cluster)
+    .bind(response)
+    .bind(now + REQUEST_LIFETIME)
+    .execute(connection)
+    .await
+    .map_err(failed)?;
+    Ok(())
+}
+
+/// Keeps the answer to a repeated request. Answers the one that was kept
+/// before, if there was one.
+pub(super) async fn keep_response(
+    connection: &mut PgConnection,
+    request: &Request<'_>,
+    response: &[u8],
+) -> Result<Option<Vec<u8>>, ClusterError> {
+    let kept: Option<Vec<u8>> = sqlx::query_scalar(
+        "UPDATE cluster_requests
+         SET response = coalesce(response, $4)
+         WHERE caller = $1 AND method = $2 AND request_id = $3
+         RETURNING response",
+    )
+    .bind(request.caller)
+    .bind(request.method)
+    .bind(request.key.id)
+    .bind(response)
+    .fetch_optional(connection)
+    .await
+    .map_err(failed)?;
+    Ok(kept)
+}
+
+impl From<ClusterRow> for Cluster {
+    fn from(row: ClusterRow) -> Self {
+        Self {
+            id: row.cluster,
+            host: row.host,
+            port: row.port,
+            tls_mode: TlsMode::try_from(i32::from(row.tls_mode)).unwrap_or_default(),
+            settings: Settings {
+                display_name: row.display_name,
+                tenant_capacity: row.tenant_capacity,
+                spare_target: row.spare_target,
+                state: State::try_from(i32::from(row.state)).unwrap_or_default(),
+            },
+            tenant_count: row.tenant_count,
+            spare_count: row.spare_count,
+            template: row.template,
+            create_time: row.create_time,
+            update_time: row.update_time,
+            revision: row.revision,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The registry's gRPC methods: decode, call, encode.
 
+mod cluster;
 mod convert;
 
 use crm_auth::{PlatformContext, ServiceContext};
@@ -14,6 +15,8 @@ use crm_service::open::{open, open_public, settle};
 use crm_service::repeat::RequestKey;
 use crm_service::{names, timestamp};
 use tonic::{Request, Response, Status};
+
+pub(crate) use cluster::ClusterApi;
 
 use crate::activity::Activities;
 use crate::identity::Identity;

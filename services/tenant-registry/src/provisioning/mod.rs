@@ -87,15 +87,15 @@ pub(crate) struct Provisioner {
     database: Database,
     logins: Logins,
     turns: Arc<Semaphore>,
-    /// Is told when a spare was taken.
-    taken: Arc<Notify>,
+    /// Is told when spares may be missing.
+    refill_soon: Arc<Notify>,
     clock: Clock,
 }
 
 impl Provisioner {
     pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { database, logins, turns, taken: Arc::default(), clock }
+        Self { database, logins, turns, refill_soon: Arc::default(), clock }
     }
 
     /// Finds a new tenant its cluster and its database: a spare, or one that
@@ -119,7 +119,12 @@ impl Provisioner {
     pub(crate) fn placed(&self, is_ready: bool) {
         let from = if is_ready { "spare" } else { "inline" };
         metrics::counter!("crm_tenants_created_total", "from" => from).increment(1);
-        self.taken.notify_one();
+        self.refill_soon();
+    }
+
+    /// Has clusters looked after that may be short of spares.
+    pub(crate) fn refill_soon(&self) {
+        self.refill_soon.notify_one();
     }
 
     /// Takes a tenant through the steps that are left, until it is active.

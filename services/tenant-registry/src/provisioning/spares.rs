@@ -28,7 +28,7 @@ impl Provisioner {
                 Ok(true) => tokio::time::sleep(PACE).await,
                 Ok(false) => {
                     tokio::select! {
-                        () = self.taken.notified() => {}
+                        () = self.refill_soon.notified() => {}
                         () = tokio::time::sleep(LOOK_EVERY) => {}
                     }
                 }
