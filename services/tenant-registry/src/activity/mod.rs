@@ -4,7 +4,7 @@
 mod error;
 mod store;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use crm_clock::Clock;
 use crm_tenancy::StoreError;
 use futures_util::future::join_all;
@@ -41,6 +41,15 @@ pub(crate) struct Activity {
     pub(crate) processes: Vec<ActivityRow>,
     pub(crate) session_count: i64,
     pub(crate) size_bytes: i64,
+}
+
+/// How many connections a cluster must take for all processes that are alive,
+/// the reserve included.
+pub(crate) async fn connections_needed(
+    connection: &mut PgConnection,
+    now: DateTime<Utc>,
+) -> Result<i64, StoreError> {
+    Ok(store::budgets(connection, now - ALIVE_FOR).await? + RESERVED_CONNECTIONS)
 }
 
 /// The use cases of activity.

@@ -87,6 +87,17 @@ pub(super) async fn budgets_of_others(
     Ok(sum.fetch_one(connection).await?)
 }
 
+/// How many sessions all processes that are alive may have.
+pub(super) async fn budgets(
+    connection: &mut PgConnection,
+    alive_since: DateTime<Utc>,
+) -> Result<i64, StoreError> {
+    let sum = sqlx::query_scalar(
+        "SELECT coalesce(sum(session_budget), 0) FROM instances WHERE report_time > $1",
+    );
+    Ok(sum.bind(alive_since).fetch_one(connection).await?)
+}
+
 /// How many connections a cluster takes from others than superusers.
 pub(super) async fn connections(cluster: &PgPool) -> Result<i64, StoreError> {
     let connections = sqlx::query_scalar(

@@ -22,6 +22,7 @@ pub(crate) use admin::{ClusterAdmin, quoted};
 pub(crate) use error::ClusterError;
 pub(crate) use model::{Cluster, ClusterPatch, Figures, NewCluster, Target};
 
+use crate::activity;
 use crate::database::{self, Database, owned};
 use crate::provisioning::Provisioner;
 use crate::schema::Schemas;
@@ -141,6 +142,11 @@ impl Clusters {
         let found = probe::check(&database::admin(&new.address(), &new.password)).await?;
         if store::is_known_server(connection, found.system_identifier).await? {
             return Err(ClusterError::Exists);
+        }
+        let needed = activity::connections_needed(connection, self.clock.now()).await?;
+        if found.connections < needed {
+            let missing = format!("max_connections must allow {needed} beside the superusers'");
+            return Err(ClusterError::NotReady(vec![missing]));
         }
         Ok(found)
     }

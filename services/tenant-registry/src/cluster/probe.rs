@@ -24,6 +24,8 @@ const MEASURING: Duration = Duration::from_secs(2);
 pub(super) struct Probe {
     /// What PostgreSQL calls the server.
     pub(super) system_identifier: i64,
+    /// How many connections it takes from others than superusers.
+    pub(super) connections: i64,
     pub(super) figures: Figures,
 }
 
@@ -31,6 +33,7 @@ pub(super) struct Probe {
 struct ProbeRow {
     number: i32,
     system_identifier: i64,
+    connections: i64,
     makes_databases: bool,
     checkpoints: bool,
     functions: Vec<String>,
@@ -70,7 +73,8 @@ pub(super) async fn check(admin: &ClusterAdmin) -> Result<Probe, ClusterError> {
         return Err(ClusterError::NotReady(missing));
     }
     let figures = figures(admin).await.unwrap_or_default();
-    Ok(Probe { system_identifier: row.system_identifier, figures })
+    let ProbeRow { system_identifier, connections, .. } = row;
+    Ok(Probe { system_identifier, connections, figures })
 }
 
 /// Over a connection of its own: the server may be no cluster at all.
@@ -79,6 +83,8 @@ async fn probe(admin: &ClusterAdmin) -> Result<ProbeRow, sqlx::Error> {
     let row = sqlx::query_as(
         "SELECT current_setting('server_version_num')::int AS number,
              (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
+             current_setting('max_connections')::bigint
+                 - current_setting('superuser_reserved_connections')::bigint AS connections,
              r.rolcreatedb OR r.rolsuper AS makes_databases,
              r.rolsuper OR EXISTS (
                  SELECT FROM pg_auth_members AS m

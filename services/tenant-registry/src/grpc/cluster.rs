@@ -8,7 +8,7 @@ use crm_proto::registry::v1::cluster_service_server::ClusterService;
 use crm_service::open::{open, settle};
 use crm_service::page::{self, Binding, Cursor, Page};
 use crm_service::repeat::RequestKey;
-use crm_service::timestamp;
+use crm_service::{etag, timestamp};
 use tonic::{Request, Response, Status};
 
 use crate::cluster::model::{DEFAULT_CAPACITY, DEFAULT_SPARES, Field, Settings, is_id};
@@ -156,7 +156,7 @@ fn update(
     let settings = settings(&cluster);
     let id = settle(id, violations)?;
     let fields = fields.into_iter().map(|(_, field)| field).collect();
-    let target = Target { id, revision: revision(&cluster.etag) };
+    let target = Target { id, revision: etag::parse(&cluster.etag) };
     Ok((target, ClusterPatch { fields, settings }))
 }
 
@@ -194,13 +194,6 @@ fn cluster_id(name: &str, field: &str, violations: &mut Violations) -> Option<St
     id.map(str::to_owned)
 }
 
-/// The revision that an etag stands for. An etag that is none of ours fits no
-/// cluster: no revision is negative.
-fn revision(etag: &str) -> Option<i64> {
-    let number = |etag: &str| etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
-    (!etag.is_empty()).then(|| number(etag).unwrap_or(-1))
-}
-
 /// The number in `crm_template_<n>`.
 fn template_number(name: &str) -> Option<i32> {
     name.strip_prefix("crm_template_")?.parse().ok()
@@ -213,7 +206,7 @@ impl From<Seen> for pb::Cluster {
         let settings = cluster.settings;
         let target = settings.spare_target;
         // A preview has nothing to be compared with.
-        let etag = (cluster.revision > 0).then(|| format!("\"{}\"", cluster.revision));
+        let etag = (cluster.revision > 0).then(|| etag::format(cluster.revision));
         Self {
             name: format!("clusters/{}", cluster.id),
             display_name: settings.display_name,
