@@ -85,6 +85,61 @@ BEGIN
 END
 $$;
 
+-- Shuts all logins of a tenant. Sessions that are open go on: once this is
+-- committed, end_sessions ends them.
+CREATE OR REPLACE FUNCTION crm_cluster.fence_tenant(tenant uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM crm_cluster.set_login(tenant, 'NOLOGIN');
+END
+$$;
+
+-- Opens them again.
+CREATE OR REPLACE FUNCTION crm_cluster.unfence_tenant(tenant uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM crm_cluster.set_login(tenant, 'LOGIN');
+END
+$$;
+
+CREATE OR REPLACE FUNCTION crm_cluster.set_login(tenant uuid, setting text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hex text := replace(tenant::text, '-', '');
+    login name;
+BEGIN
+    IF tenant IS NULL OR setting NOT IN ('LOGIN', 'NOLOGIN') THEN
+        RAISE EXCEPTION 'not a tenant' USING ERRCODE = '22023';
+    END IF;
+    -- The lock of ensure_login: two ALTERs of a role at once fail.
+    PERFORM pg_advisory_xact_lock(hashtextextended('crm database ' || hex, 0));
+    FOR login IN
+        SELECT rolname FROM pg_roles
+        WHERE rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$', hex)
+            AND rolcanlogin <> (setting = 'LOGIN')
+    LOOP
+        EXECUTE format('ALTER ROLE %I %s', login, setting);
+    END LOOP;
+END
+$$;
+
+-- Ends the sessions of tenant logins that are shut, those of one tenant or of
+-- all, and answers how many it found. They need a moment: none is left when
+-- it finds none.
+CREATE OR REPLACE FUNCTION crm_cluster.end_sessions(tenant uuid DEFAULT NULL) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT count(pg_terminate_backend(a.pid))
+    FROM pg_stat_activity AS a
+    JOIN pg_roles AS r ON r.oid = a.usesysid
+    WHERE NOT r.rolcanlogin
+        AND r.rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$',
+            coalesce(replace(tenant::text, '-', ''), '[0-9a-f]{32}'))
+$$;
+
 -- A password never crosses the wire: only its SCRAM verifier does (RFC 5803).
 CREATE OR REPLACE FUNCTION crm_cluster.check_verifier(verifier text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -101,5 +156,8 @@ $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crm_cluster FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_service(text, text) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_login(uuid, text, integer, text) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.fence_tenant(uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.unfence_tenant(uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.end_sessions(uuid) TO crm_registry;
 
 COMMIT;

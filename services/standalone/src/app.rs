@@ -87,6 +87,8 @@ pub struct Suite {
     /// The registry, which they need to the end.
     back: JoinSet<Result<(), tonic::transport::Error>>,
     stop_back: CancellationToken,
+    /// Ends the streams that the registry serves.
+    drain_back: CancellationToken,
 }
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -186,6 +188,7 @@ impl Suite {
             front,
             back,
             stop_back,
+            drain_back: registry.drain,
         })
     }
 
@@ -218,6 +221,7 @@ impl Suite {
         for sessions in &self.sessions {
             sessions.drain().await;
         }
+        self.drain_back.cancel();
         self.stop_back.cancel();
         let stopped = async {
             while let Some(ended) = self.back.join_next().await {

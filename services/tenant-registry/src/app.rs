@@ -9,11 +9,14 @@ use crm_proto::registry::v1::cluster_service_server::ClusterServiceServer;
 use crm_proto::registry::v1::lease_service_server::LeaseServiceServer;
 use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
+use tokio_util::sync::CancellationToken;
 
 use crate::activity::Activities;
 use crate::cluster::{self, Clusters};
 use crate::config::Config;
 use crate::database::Database;
+use crate::events::Events;
+use crate::fence::Fences;
 use crate::grpc::{AuthApi, ClusterApi, LeaseApi, TenantApi};
 use crate::identity::Identity;
 use crate::lease::Logins;
@@ -35,6 +38,8 @@ pub struct App {
     pub internal: Stack,
     /// Whether `internal` can do its work.
     pub internal_health: Health,
+    /// Ends the streams of `internal`, which nobody else would.
+    pub drain: CancellationToken,
 }
 
 impl App {
@@ -69,11 +74,17 @@ impl App {
         let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
         tokio::spawn(provisioner.clone().resume());
         tokio::spawn(provisioner.clone().refill());
-        let tenants = Tenants::new(database.clone(), provisioner.clone(), clock.clone());
+        let fences = Fences::new(database.clone());
+        tokio::spawn(fences.clone().keep());
+        let tenants = Tenants::new(database.clone(), provisioner.clone(), fences, clock.clone());
+        let activities = Activities::new(database.clone(), clock.clone());
 
         // The clusters that they live in.
         let clusters = Clusters::new(database.clone(), schemas.clone(), provisioner, clock.clone());
-        let activities = Activities::new(database, clock.clone());
+
+        // What becomes of tenants, for the services that watch.
+        let drain = CancellationToken::new();
+        let events = Events::start(database, clock.clone(), drain.clone());
 
         let (public, public_health) = StackBuilder::default()
             .service(
@@ -90,11 +101,12 @@ impl App {
             )
             .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
         let session_cap = config.session_cap;
-        let leases = LeaseApi { logins, schemas, activities, session_cap, clock: clock.clone() };
+        let leases =
+            LeaseApi { logins, schemas, activities, events, session_cap, clock: clock.clone() };
         let (internal, internal_health) = StackBuilder::default()
             .service(LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES))
             .build("tenant-registry-internal", verifier(Audience::Internal)?, clock)?;
-        Ok(Self { public, public_health, internal, internal_health })
+        Ok(Self { public, public_health, internal, internal_health, drain })
     }
 }
 

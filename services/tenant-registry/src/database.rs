@@ -9,7 +9,9 @@ use std::time::Duration;
 use crm_tenancy::{SessionError, StoreError};
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::PgConnection;
-use sqlx::postgres::{PgAdvisoryLock, PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
+use sqlx::postgres::{
+    PgAdvisoryLock, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgSslMode,
+};
 use tracing::Instrument as _;
 
 use crate::cluster::ClusterAdmin;
@@ -119,6 +121,18 @@ impl Database {
 
     fn known<T>(&self, look: impl FnOnce(&mut HashMap<String, ClusterAdmin>) -> T) -> T {
         look(&mut self.clusters.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A connection of its own that hears the notifications of the registry's
+    /// database.
+    pub(crate) async fn listener(&self) -> Result<PgListener, StoreError> {
+        let options = (*self.registry.connect_options()).clone();
+        let one = PgPoolOptions::new()
+            .max_connections(1)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .connect_lazy_with(options);
+        Ok(PgListener::connect_with(&one).await?)
     }
 }
 

@@ -6,6 +6,8 @@ pub mod config;
 
 mod cluster;
 mod database;
+mod events;
+mod fence;
 mod grpc;
 pub mod identity;
 mod lease;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use crm_error::{ApiError, ErrorReason};
 use crm_proto::options::v1::{Permission, Scope};
 use uuid::Uuid;
@@ -34,6 +35,7 @@ pub(crate) struct Caller {
     pub(crate) tenant: Option<TenantClaims>,
     pub(crate) scope: Scope,
     pub(crate) permissions: Permissions,
+    pub(crate) expire_time: DateTime<Utc>,
 }
 
 impl Caller {
@@ -48,6 +50,7 @@ impl Caller {
             tenant: claims.tenant(),
             scope,
             permissions: Permissions::of(&claims.roles),
+            expire_time: DateTime::from_timestamp(claims.exp, 0).unwrap_or_default(),
         }
     }
 }
@@ -73,6 +76,7 @@ pub struct PlatformContext {
 #[derive(Clone, Debug)]
 pub struct ServiceContext {
     subject: Arc<str>,
+    expire_time: DateTime<Utc>,
 }
 
 impl Context for TenantContext {}
@@ -123,7 +127,12 @@ impl PlatformContext {
 
 impl ServiceContext {
     pub(crate) fn new(caller: &Caller) -> Self {
-        Self { subject: caller.subject.clone() }
+        Self { subject: caller.subject.clone(), expire_time: caller.expire_time }
+    }
+
+    /// When the caller's token expires: no stream goes on after that.
+    pub fn expire_time(&self) -> DateTime<Utc> {
+        self.expire_time
     }
 
     /// The calling service's name, such as `contacts`.

@@ -42,7 +42,12 @@ const ROLES: &[(&str, &[Permission])] = &[
     (PLATFORM_OPERATOR, OPERATE),
     (
         INTERNAL_SERVICE,
-        &[Permission::LeasesAcquire, Permission::SchemasRegister, Permission::ActivityReport],
+        &[
+            Permission::LeasesAcquire,
+            Permission::SchemasRegister,
+            Permission::ActivityReport,
+            Permission::TenantsWatch,
+        ],
     ),
 ];
 

@@ -173,6 +173,13 @@ pub fn name(reason: ErrorReason) -> &'static str {
     name.strip_prefix("ERROR_REASON_").unwrap_or(name)
 }
 
+/// The reason that a status of this project carries, where this version knows
+/// it.
+pub fn reason(status: &Status) -> Option<ErrorReason> {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN)?;
+    ErrorReason::from_str_name(&format!("ERROR_REASON_{}", info.reason))
+}
+
 /// The status code of each reason.
 pub fn code(reason: ErrorReason) -> Code {
     match reason {
@@ -196,6 +203,9 @@ pub fn code(reason: ErrorReason) -> Code {
         ErrorReason::ResourceNotFound => Code::NotFound,
         ErrorReason::SlugTaken | ErrorReason::ClusterExists => Code::AlreadyExists,
         ErrorReason::TenantInactive
+        | ErrorReason::TenantSuspended
+        | ErrorReason::TenantDeleted
+        | ErrorReason::TenantNotSuspended
         | ErrorReason::MigrationChanged
         | ErrorReason::MigrationFailed
         | ErrorReason::ResourceDeleted

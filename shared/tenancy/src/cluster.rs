@@ -4,9 +4,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crm_auth::TenantId;
+use futures_util::future::join_all;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use uuid::Uuid;
 
 use crate::activity::{Activity, Closed};
 use crate::error::SessionError;
@@ -167,6 +169,13 @@ impl ClusterSessions {
             let why = if session.closes_at <= now { Closed::Lifetime } else { Closed::Idle };
             self.close_expired(session, why).await;
         }
+    }
+
+    /// Closes the idle sessions of a tenant.
+    pub(crate) async fn close_idle_of(&self, tenant: Uuid) {
+        let idle = self.pool().take_idle_of(tenant);
+        let close = |session| self.close_expired(session, Closed::Revoked);
+        join_all(idle.into_iter().map(close)).await;
     }
 
     async fn close_expired(&self, session: Session, why: Closed) {

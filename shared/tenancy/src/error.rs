@@ -13,9 +13,15 @@ pub enum SessionError {
     /// The registry or the database does not answer.
     #[error("{0}")]
     Unavailable(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The tenant is not active.
-    #[error("the tenant is not active")]
+    /// The tenant is still being made.
+    #[error("the tenant is still being made")]
     Inactive,
+    /// The tenant is suspended.
+    #[error("the tenant is suspended")]
+    Suspended,
+    /// The tenant is deleted.
+    #[error("the tenant is deleted")]
+    Deleted,
     /// The tenant is gone, or its tokens were revoked.
     #[error("the token is void for its tenant")]
     TokenVoid,
@@ -45,8 +51,12 @@ impl From<SessionError> for ApiError {
             }
             SessionError::Unavailable(..) => Self::unavailable(error),
             SessionError::Inactive => {
-                Self::new(ErrorReason::TenantInactive, "the tenant is not active")
+                Self::new(ErrorReason::TenantInactive, "the tenant is still being made")
             }
+            SessionError::Suspended => {
+                Self::new(ErrorReason::TenantSuspended, "the tenant is suspended")
+            }
+            SessionError::Deleted => Self::new(ErrorReason::TenantDeleted, "the tenant is deleted"),
             SessionError::TokenVoid => {
                 Self::new(ErrorReason::TokenInvalid, "the token is not valid here")
             }

@@ -5,16 +5,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crm_auth::TenantId;
+use crm_error::ErrorReason;
 use crm_proto::registry::v1::AcquireLeaseResponse;
 use crm_proto::registry::v1::acquire_lease_response::TlsMode;
 use moka::future::Cache;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::time::Instant;
 use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::cluster::ClusterSessions;
 use crate::error::SessionError;
 use crate::registry::RegistryClient;
+use crate::watch::Refusals;
 
 /// A lease older than this is renewed when it is used.
 const RENEW_AFTER: Duration = Duration::from_secs(5 * 60);
@@ -48,20 +51,26 @@ impl std::fmt::Debug for Lease {
 pub(crate) struct Leases {
     registry: RegistryClient,
     application: &'static str,
-    cache: Cache<TenantId, Arc<Lease>>,
+    refusals: Refusals,
+    cache: Cache<Uuid, Arc<Lease>>,
 }
 
 impl Leases {
-    pub(crate) fn new(registry: RegistryClient, application: &'static str) -> Self {
+    pub(crate) fn new(
+        registry: RegistryClient,
+        application: &'static str,
+        refusals: Refusals,
+    ) -> Self {
         let cache = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
-        Self { registry, application, cache }
+        Self { registry, application, refusals, cache }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
     pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
+        self.refusals.check(tenant)?;
         let lease = self
             .cache
-            .try_get_with(tenant, self.acquire(tenant))
+            .try_get_with(tenant.as_uuid(), self.acquire(tenant))
             .await
             .map_err(|status| refused(&status))?;
         if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
@@ -70,8 +79,8 @@ impl Leases {
         Ok(lease)
     }
 
-    /// Forgets a lease that the database did not honour.
-    pub(crate) async fn forget(&self, tenant: TenantId) {
+    /// Forgets a lease that the database did not honour, or that is outdated.
+    pub(crate) async fn forget(&self, tenant: Uuid) {
         self.cache.invalidate(&tenant).await;
     }
 
@@ -79,12 +88,12 @@ impl Leases {
         let leases = self.clone();
         tokio::spawn(async move {
             match leases.acquire(tenant).await {
-                Ok(lease) => leases.cache.insert(tenant, lease).await,
+                Ok(lease) => leases.cache.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
                 Err(status)
                     if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) =>
                 {
-                    leases.forget(tenant).await;
+                    leases.forget(tenant.as_uuid()).await;
                 }
                 Err(_) => old.renewing.store(false, Ordering::Relaxed),
             }
@@ -135,12 +144,11 @@ fn connect_options(lease: &AcquireLeaseResponse, application: &str) -> PgConnect
 }
 
 fn refused(status: &Arc<Status>) -> SessionError {
-    let code = status.code();
-    if code == Code::NotFound {
-        SessionError::TokenVoid
-    } else if code == Code::FailedPrecondition {
-        SessionError::Inactive
-    } else {
-        SessionError::Unavailable("the tenant-registry gave no lease", status.clone().into())
+    match crm_error::reason(status) {
+        Some(ErrorReason::ResourceNotFound) => SessionError::TokenVoid,
+        Some(ErrorReason::TenantInactive) => SessionError::Inactive,
+        Some(ErrorReason::TenantSuspended) => SessionError::Suspended,
+        Some(ErrorReason::TenantDeleted) => SessionError::Deleted,
+        _ => SessionError::Unavailable("the tenant-registry gave no lease", status.clone().into()),
     }
 }

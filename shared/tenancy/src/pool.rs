@@ -12,6 +12,7 @@ use crm_auth::TenantId;
 use sqlx::PgConnection;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// How many callers of its own tenant a session serves before it goes to the
 /// one that waits the longest.
@@ -209,6 +210,11 @@ impl Pool {
         self.take_idle(|session| {
             session.closes_at <= now || now.duration_since(session.last_used) >= idle_for
         })
+    }
+
+    /// Takes out the idle sessions of one tenant, as [`Pool::expire`] does.
+    pub(crate) fn take_idle_of(&mut self, tenant: Uuid) -> Vec<Session> {
+        self.take_idle(|session| session.tenant.as_uuid() == tenant)
     }
 
     /// Takes the permits of expired sessions back, once they are closed.

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 /// A token is renewed when less than this is left of it.
 const TOKEN_MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(120);
@@ -186,6 +186,16 @@ impl RegistryClient {
         let request = self.authorized(report, CALL_TIMEOUT).await?;
         self.lease.clone().report_activity(request).await?;
         Ok(())
+    }
+
+    /// What becomes of tenants, as it happens.
+    pub(crate) async fn watch_tenants(
+        &self,
+    ) -> Result<Streaming<pb::WatchTenantsResponse>, Status> {
+        // No deadline: the stream has none.
+        let mut request = Request::new(pb::WatchTenantsRequest {});
+        request.metadata_mut().insert("authorization", self.bearer().await?);
+        Ok(self.lease.clone().watch_tenants(request).await?.into_inner())
     }
 
     async fn authorized<T>(&self, message: T, timeout: Duration) -> Result<Request<T>, Status> {

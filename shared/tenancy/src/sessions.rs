@@ -11,6 +11,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use crate::activity::{Activity, Closed};
 use crate::cluster::{ClusterSessions, is_settled};
@@ -19,6 +20,7 @@ use crate::lease::{Lease, Leases};
 use crate::pool::{Counts, Grant, Session};
 use crate::registry::RegistryClient;
 use crate::report::{REPORT_EVERY, Reporter};
+use crate::watch::{self, Refusals};
 
 /// How often idle sessions are looked over.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -52,7 +54,7 @@ pub struct Settings {
 pub struct TenantSessions(Arc<Shared>);
 
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     settings: Settings,
     leases: Leases,
     activity: Activity,
@@ -104,9 +106,10 @@ impl TenantSessions {
     /// No session is opened until one is needed.
     pub fn new(settings: Settings, registry: RegistryClient) -> Self {
         let reporter = Reporter::new(registry.clone(), settings.instance.clone(), settings.budget);
+        let refusals = Refusals::default();
         let shared = Arc::new(Shared {
             activity: Activity::new(settings.service, registry.clock()),
-            leases: Leases::new(registry, settings.application),
+            leases: Leases::new(registry.clone(), settings.application, refusals.clone()),
             reporter: reporter.into(),
             settings,
             clusters: Mutex::default(),
@@ -114,6 +117,7 @@ impl TenantSessions {
         });
         tokio::spawn(sweep(Arc::downgrade(&shared)));
         tokio::spawn(publish(Arc::downgrade(&shared)));
+        tokio::spawn(watch::follow(Arc::downgrade(&shared), registry, refusals));
         Self(shared)
     }
 
@@ -172,6 +176,19 @@ impl TenantSessions {
 }
 
 impl Shared {
+    /// Whether no more work comes.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.tasks.is_closed()
+    }
+
+    /// Forgets all that is known of a tenant: its lease, and its idle sessions.
+    pub(crate) async fn forget(&self, tenant: Uuid) {
+        self.leases.forget(tenant).await;
+        for cluster in self.clusters() {
+            tokio::spawn(async move { cluster.close_idle_of(tenant).await });
+        }
+    }
+
     /// The sessions in the cluster that a lease leads to.
     fn cluster(&self, lease: &Lease) -> Arc<ClusterSessions> {
         let find = || {
@@ -231,7 +248,9 @@ impl Shared {
         }
         let opened = cluster.open(tenant, &lease).await;
         if opened.as_ref().is_err_and(is_lease_void) {
-            self.leases.forget(tenant).await;
+            self.leases.forget(tenant.as_uuid()).await;
+            // The registry may know why.
+            self.leases.get(tenant).await?;
         }
         let unreachable = |error: sqlx::Error| {
             SessionError::Unavailable("the tenant's database cannot be reached", error.into())

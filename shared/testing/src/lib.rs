@@ -6,11 +6,13 @@
 //! on free ports; each test makes a tenant, and so has a database of its own.
 
 mod client;
+mod link;
 mod postgres;
 mod server;
 mod tenant;
 
 pub use client::{Client, code_and_reason, field_faults, reason};
+pub use link::DataReplica;
 pub use postgres::OtherCluster;
 pub use server::{Replica, Server, own_server, server};
 pub use tenant::Tenant;

@@ -167,6 +167,35 @@ impl ClusterAdmin {
         Ok(())
     }
 
+    /// Shuts all logins of a tenant, or opens them.
+    pub(crate) async fn set_fence(&self, tenant_id: Uuid, shut: bool) -> Result<(), StoreError> {
+        let statement = if shut {
+            "SELECT crm_cluster.fence_tenant($1)"
+        } else {
+            "SELECT crm_cluster.unfence_tenant($1)"
+        };
+        sqlx::query(statement).bind(tenant_id).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Ends the sessions of logins that are shut, those of one tenant or of
+    /// all. Answers how many there were.
+    pub(crate) async fn end_sessions(&self, tenant_id: Option<Uuid>) -> Result<i64, StoreError> {
+        let ended = sqlx::query_scalar("SELECT crm_cluster.end_sessions($1)");
+        Ok(ended.bind(tenant_id).fetch_one(&self.pool).await?)
+    }
+
+    /// The tenants that have a login which is shut, and those that have one
+    /// which is open.
+    pub(crate) async fn fenced(&self) -> Result<Vec<(Uuid, bool)>, StoreError> {
+        let tenants = sqlx::query_as(
+            "SELECT DISTINCT substring(rolname FROM 3 FOR 32)::uuid, NOT rolcanlogin
+             FROM pg_roles
+             WHERE rolname ~ '^t_[0-9a-f]{32}_'",
+        );
+        Ok(tenants.fetch_all(&self.pool).await?)
+    }
+
     async fn execute(&self, statement: String) -> Result<(), StoreError> {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&self.pool).await?;
         Ok(())

@@ -13,7 +13,8 @@ use super::model::Figures;
 /// The oldest version, as PostgreSQL numbers it.
 const OLDEST_VERSION: i32 = 150_000;
 /// What `cluster-setup.sql` makes, and the registry calls.
-const FUNCTIONS: [&str; 2] = ["ensure_service", "ensure_login"];
+const FUNCTIONS: [&str; 5] =
+    ["ensure_service", "ensure_login", "fence_tenant", "unfence_tenant", "end_sessions"];
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long it may take to measure its databases.

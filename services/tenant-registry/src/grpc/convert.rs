@@ -1,18 +1,22 @@
 //! Between messages and the registry's own types.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use crm_error::Violations;
+use crm_error::{ApiError, Violations};
 use crm_proto::registry::v1 as pb;
-use crm_proto::registry::v1::tenant::Kind;
-use crm_service::{names, timestamp};
+use crm_proto::registry::v1::tenant::{Kind, State};
+use crm_proto::registry::v1::watch_tenants_response::Event as EventMessage;
+use crm_service::open::settle;
+use crm_service::page::{self, Binding, Page, Position};
+use crm_service::{etag, filter, names, timestamp};
 use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use crate::activity::{Activity, ActivityRow, Report, TenantReport};
+use crate::events::{Event, StatusRow};
 use crate::lease::{LeaseRow, Login};
 use crate::schema::NewMigration;
 use crate::tenant::model::is_slug;
-use crate::tenant::{NewTenant, Tenant, TenantKey};
+use crate::tenant::{Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch};
 
 /// After how long a tenant's statement is ended.
 const STATEMENT_TIMEOUT_SECONDS: i64 = 30;
@@ -37,7 +41,7 @@ impl From<pb::Tenant> for NewTenant {
 impl From<Tenant> for pb::Tenant {
     fn from(tenant: Tenant) -> Self {
         // A preview has no name, and so nothing to come back to.
-        let etag = tenant.id.map(|_| format!("\"{}\"", tenant.revision));
+        let etag = tenant.id.map(|_| etag::format(tenant.revision));
         Self {
             name: tenant.id.map(|id| format!("tenants/{id}")).unwrap_or_default(),
             slug: tenant.slug,
@@ -66,13 +70,17 @@ impl From<pb::Migration> for NewMigration {
 }
 
 /// `tenants/{uuid}`, or `tenants/{slug}` as its alias (AIP-122).
-pub(super) fn tenant_key(name: &str, violations: &mut Violations) -> Option<TenantKey> {
+pub(super) fn tenant_key(
+    name: &str,
+    field: &str,
+    violations: &mut Violations,
+) -> Option<TenantKey> {
     if let Some(id) = names::parse("tenants", name) {
         return Some(TenantKey::Id(id));
     }
     let slug = name.strip_prefix("tenants/").filter(|slug| is_slug(slug));
     if slug.is_none() && !name.is_empty() {
-        violations.add("name", "RESOURCE_NAME", "`tenants/` and a UUID or a slug.");
+        violations.add(field, "RESOURCE_NAME", "`tenants/` and a UUID or a slug.");
     }
     slug.map(|slug| TenantKey::Slug(slug.to_owned()))
 }
@@ -81,7 +89,7 @@ pub(super) fn tenant_key(name: &str, violations: &mut Violations) -> Option<Tena
 pub(super) fn activity_key(name: &str, violations: &mut Violations) -> Option<TenantKey> {
     let key = name.strip_suffix("/activity").and_then(|tenant| {
         let mut unknown = Violations::default();
-        tenant_key(tenant, &mut unknown)
+        tenant_key(tenant, "name", &mut unknown)
     });
     if key.is_none() && !name.is_empty() {
         violations.add("name", "RESOURCE_NAME", "`tenants/`, a UUID or a slug, and `/activity`.");
@@ -162,6 +170,144 @@ impl From<ActivityRow> for pb::ProcessActivity {
             last_call_time: row.last_call_time.map(timestamp),
             report_time: Some(timestamp(row.report_time)),
         }
+    }
+}
+
+/// Which tenant a change is for.
+pub(super) fn tenant_target(
+    name: &str,
+    etag: &str,
+    mut violations: Violations,
+) -> Result<Target, ApiError> {
+    let key = tenant_key(name, "name", &mut violations);
+    let key = settle(key, violations)?;
+    Ok(Target { key, revision: etag::parse(etag) })
+}
+
+/// What an update asks for. Only the fields that it names are looked at; what
+/// is wrong with them is answered together with what the tenant becomes.
+pub(super) fn tenant_update(
+    request: pb::UpdateTenantRequest,
+    mut violations: Violations,
+) -> Result<(Target, TenantPatch), ApiError> {
+    let tenant = request.tenant.unwrap_or_default();
+    let key = tenant_key(&tenant.name, "tenant.name", &mut violations);
+    if tenant.name.is_empty() {
+        violations.add("tenant.name", "REQUIRED", "It is required.");
+    }
+    let fields = match &request.update_mask {
+        Some(mask) => masked(&mask.paths, &mut violations),
+        None => TENANT_FIELDS
+            .iter()
+            .filter(|(_, field)| is_populated(&tenant, *field))
+            .copied()
+            .collect(),
+    };
+    if fields.is_empty() && !violations.has("update_mask") {
+        violations.add("update_mask", "NOTHING_TO_UPDATE", "At least one field.");
+    }
+    violations.retain(|path| match path.strip_prefix("tenant.") {
+        Some("name") | None => true,
+        Some(path) => {
+            let field = path.split('[').next().unwrap_or(path);
+            fields.iter().any(|(name, _)| *name == field)
+        }
+    });
+    let target = key.map(|key| Target { key, revision: etag::parse(&tenant.etag) });
+    let Some(target) = target else { return Err(ApiError::invalid(violations)) };
+    let mut new = NewTenant::from(tenant);
+    // A mask that names fields asks for these alone.
+    if request.update_mask.is_some_and(|mask| mask.paths != ["*"]) {
+        new.slug = None;
+    }
+    let fields = fields.into_iter().map(|(_, field)| field).collect();
+    Ok((target, TenantPatch { fields, new, violations }))
+}
+
+/// The fields that an update can name.
+const TENANT_FIELDS: [(&str, Field); 3] =
+    [("display_name", Field::DisplayName), ("kind", Field::Kind), ("labels", Field::Labels)];
+
+fn masked(paths: &[String], violations: &mut Violations) -> Vec<(&'static str, Field)> {
+    if paths == ["*"] {
+        return TENANT_FIELDS.to_vec();
+    }
+    for path in paths {
+        if !TENANT_FIELDS.iter().any(|(name, _)| name == path) {
+            let names = TENANT_FIELDS.map(|(name, _)| name).join(", ");
+            let text = format!("Each path is one of {names}; or the only one is `*`.");
+            violations.add("update_mask", "FIELD_MASK", text);
+        }
+    }
+    let named = |name: &str| paths.iter().any(|path| path == name);
+    TENANT_FIELDS.iter().filter(|(name, _)| named(name)).copied().collect()
+}
+
+fn is_populated(tenant: &pb::Tenant, field: Field) -> bool {
+    match field {
+        Field::DisplayName => !tenant.display_name.is_empty(),
+        Field::Kind => tenant.kind != Kind::Unspecified as i32,
+        Field::Labels => !tenant.labels.is_empty(),
+    }
+}
+
+/// Which tenants a list asks for.
+pub(super) fn tenant_filter(
+    request: &pb::ListTenantsRequest,
+    violations: &mut Violations,
+) -> TenantFilter {
+    let mut filter = TenantFilter {
+        state: None,
+        slug: None,
+        show_deleted: request.show_deleted,
+        page_size: page::size(request.page_size),
+    };
+    for equals in filter::parse(&request.filter, &["state", "slug"], violations) {
+        if equals.field == "slug" {
+            filter.slug = Some(equals.value);
+            continue;
+        }
+        filter.state =
+            State::from_str_name(&equals.value).filter(|state| *state != State::Unspecified);
+        if filter.state.is_none() {
+            let text = "after `state =` the name of a state is expected, such as STATE_ACTIVE.";
+            violations.add("filter", "FILTER", text);
+        }
+    }
+    filter
+}
+
+pub(super) fn tenant_page(page: Page<Tenant>, binding: &Binding) -> pb::ListTenantsResponse {
+    let next_page_token = page.next_token(binding, |tenant| Position {
+        create_time: tenant.create_time,
+        id: tenant.id.unwrap_or_default(),
+    });
+    let tenants = page.items.into_iter().map(pb::Tenant::from).collect();
+    pb::ListTenantsResponse { tenants, next_page_token }
+}
+
+impl From<StatusRow> for pb::TenantStatus {
+    fn from(row: StatusRow) -> Self {
+        Self {
+            tenant: format!("tenants/{}", row.tenant_id),
+            state: row.state().into(),
+            tenant_generation: row.generation.unsigned_abs(),
+            access_version: row.access_version.unsigned_abs(),
+        }
+    }
+}
+
+impl From<Event> for pb::WatchTenantsResponse {
+    fn from(event: Event) -> Self {
+        let event = match event {
+            Event::Snapshot { tenants, complete } => EventMessage::Snapshot(pb::TenantSnapshot {
+                tenants: tenants.into_iter().map(pb::TenantStatus::from).collect(),
+                complete,
+            }),
+            Event::Changed(row) => EventMessage::Changed(row.into()),
+            Event::Heartbeat => EventMessage::Heartbeat(pb::Heartbeat {}),
+        };
+        Self { event: Some(event) }
     }
 }
 

@@ -2,34 +2,28 @@
 
 mod cluster;
 mod convert;
+mod tenant;
 
-use crm_auth::{PlatformContext, ServiceContext};
+use crm_auth::ServiceContext;
 use crm_clock::Clock;
 use crm_error::ApiError;
 use crm_proto::identity::v1 as identity_pb;
 use crm_proto::identity::v1::auth_service_server::AuthService;
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::lease_service_server::LeaseService;
-use crm_proto::registry::v1::tenant_service_server::TenantService;
 use crm_service::open::{open, open_public, settle};
-use crm_service::repeat::RequestKey;
 use crm_service::{names, timestamp};
+use futures_util::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 pub(crate) use cluster::ClusterApi;
+pub(crate) use tenant::TenantApi;
 
 use crate::activity::Activities;
+use crate::events::Events;
 use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::schema::{NewMigration, Schemas};
-use crate::tenant::{NewTenant, TenantError, Tenants};
-
-/// `crm.registry.v1.TenantService`.
-#[derive(Debug)]
-pub(crate) struct TenantApi {
-    pub(crate) tenants: Tenants,
-    pub(crate) activities: Activities,
-}
 
 /// `crm.identity.v1.AuthService`.
 #[derive(Debug)]
@@ -43,56 +37,9 @@ pub(crate) struct LeaseApi {
     pub(crate) logins: Logins,
     pub(crate) schemas: Schemas,
     pub(crate) activities: Activities,
+    pub(crate) events: Events,
     pub(crate) session_cap: u32,
     pub(crate) clock: Clock,
-}
-
-#[tonic::async_trait]
-impl TenantService for TenantApi {
-    async fn create_tenant(
-        &self,
-        request: Request<pb::CreateTenantRequest>,
-    ) -> Result<Response<pb::Tenant>, Status> {
-        let (ctx, message, mut violations) = open::<PlatformContext, _>(request)?;
-        let anonymous = pb::CreateTenantRequest { request_id: String::new(), ..message.clone() };
-        let key = RequestKey::new(&message.request_id, &anonymous);
-        let new = message.tenant.map(NewTenant::from);
-        if let Some(new) = &new {
-            new.check(&mut violations);
-        }
-        let new = settle(new, violations)?;
-        let tenant = if message.validate_only {
-            self.tenants.preview(new).await.map_err(ApiError::from)?.into()
-        } else {
-            self.tenants.create(new, ctx.subject().to_owned(), key).await.map_err(ApiError::from)?
-        };
-        Ok(Response::new(tenant))
-    }
-
-    async fn get_tenant(
-        &self,
-        request: Request<pb::GetTenantRequest>,
-    ) -> Result<Response<pb::Tenant>, Status> {
-        let (_, message, mut violations) = open::<PlatformContext, _>(request)?;
-        let key = convert::tenant_key(&message.name, &mut violations);
-        let key = settle(key, violations)?;
-        let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
-        Ok(Response::new(tenant.into()))
-    }
-
-    async fn get_tenant_activity(
-        &self,
-        request: Request<pb::GetTenantActivityRequest>,
-    ) -> Result<Response<pb::TenantActivity>, Status> {
-        let (_, message, mut violations) = open::<PlatformContext, _>(request)?;
-        let key = convert::activity_key(&message.name, &mut violations);
-        let key = settle(key, violations)?;
-        let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
-        let Some(id) = tenant.id else { return Err(ApiError::from(TenantError::NotFound).into()) };
-        let activity = self.activities.get(id, tenant.cluster, tenant.database).await;
-        let activity = activity.map_err(ApiError::from)?;
-        Ok(Response::new(convert::activity(id, activity)))
-    }
 }
 
 #[tonic::async_trait]
@@ -121,6 +68,8 @@ impl AuthService for AuthApi {
 
 #[tonic::async_trait]
 impl LeaseService for LeaseApi {
+    type WatchTenantsStream = BoxStream<'static, Result<pb::WatchTenantsResponse, Status>>;
+
     async fn acquire_lease(
         &self,
         request: Request<pb::AcquireLeaseRequest>,
@@ -154,5 +103,18 @@ impl LeaseService for LeaseApi {
         let version = self.schemas.register(ctx.service().to_owned(), migrations).await;
         let schema_version = version.map_err(ApiError::from)?;
         Ok(Response::new(pb::RegisterSchemaResponse { schema_version }))
+    }
+
+    async fn watch_tenants(
+        &self,
+        request: Request<pb::WatchTenantsRequest>,
+    ) -> Result<Response<Self::WatchTenantsStream>, Status> {
+        let (ctx, _, violations) = open::<ServiceContext, _>(request)?;
+        settle(Some(()), violations)?;
+        let events = self.events.watch(ctx.expire_time()).map(|event| {
+            let event = event.map_err(ApiError::from)?;
+            Ok(event.into())
+        });
+        Ok(Response::new(events.boxed()))
     }
 }

@@ -4,11 +4,14 @@ mod store;
 
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason};
+use crm_proto::registry::v1::tenant::State;
 use crm_tenancy::{SessionError, StoreError};
 use secrecy::{ExposeSecret as _, SecretString};
+use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 pub(crate) use store::LeaseRow;
+use store::{LoginRow, Standing};
 
 use crate::database::{Database, owned};
 use crate::seal::{MasterKey, SealError, new_secret, scram_verifier};
@@ -21,8 +24,12 @@ const FIRST_GENERATION: i32 = 1;
 pub(crate) enum LeaseError {
     #[error("there is no such tenant")]
     NotFound,
-    #[error("the tenant is not active")]
+    #[error("the tenant is still being made")]
     Inactive,
+    #[error("the tenant is suspended")]
+    Suspended,
+    #[error("the tenant is deleted")]
+    Deleted,
     #[error("a secret could not be sealed or opened")]
     Seal(#[from] SealError),
     #[error("a statement failed")]
@@ -36,8 +43,12 @@ impl From<LeaseError> for ApiError {
         match error {
             LeaseError::NotFound => Self::not_found("tenant", ""),
             LeaseError::Inactive => {
-                Self::new(ErrorReason::TenantInactive, "the tenant is not active")
+                Self::new(ErrorReason::TenantInactive, "the tenant is still being made")
             }
+            LeaseError::Suspended => {
+                Self::new(ErrorReason::TenantSuspended, "the tenant is suspended")
+            }
+            LeaseError::Deleted => Self::new(ErrorReason::TenantDeleted, "the tenant is deleted"),
             LeaseError::Seal(_) => Self::internal(error),
             LeaseError::Store(error) => error.into(),
             LeaseError::Task(error) => error.into(),
@@ -76,9 +87,7 @@ impl Logins {
         owned(async move {
             let row = store::lease(&this.database.registry, tenant_id, &service).await?;
             let row = row.ok_or(LeaseError::NotFound)?;
-            if !row.is_active() {
-                return Err(LeaseError::Inactive);
-            }
+            admit(&row.standing)?;
             let login = this.ensure(tenant_id, &service).await?;
             Ok((row, login))
         })
@@ -88,37 +97,61 @@ impl Logins {
     /// The login of a service in a tenant's database, made where it is
     /// missing. It may run twice, also at once.
     pub(crate) async fn ensure(&self, tenant_id: Uuid, service: &str) -> Result<Login, LeaseError> {
-        let pool = &self.database.registry;
-        let row = match store::newest_login(pool, tenant_id, service).await? {
-            Some(row) => row,
-            None => {
-                let purpose = purpose(tenant_id, service, FIRST_GENERATION);
-                let sealed =
-                    self.master_key.seal(&purpose, new_secret()?.expose_secret().as_bytes())?;
-                // Of two at once, one is kept, and both go on with that one.
-                store::insert_login(
-                    pool,
-                    tenant_id,
-                    service,
-                    FIRST_GENERATION,
-                    &sealed,
-                    self.clock.now(),
-                )
-                .await?;
-                store::newest_login(pool, tenant_id, service).await?.ok_or(LeaseError::NotFound)?
-            }
+        let mut connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
+        let row = match store::newest_login(&mut connection, tenant_id, service).await? {
+            Some(row) if row.is_ready => row,
+            Some(_) | None => self.make(&mut connection, tenant_id, service).await?,
         };
-        let secret =
-            self.master_key.open_text(&purpose(tenant_id, service, row.generation), &row.secret)?;
-        if !row.is_ready {
-            let verifier = scram_verifier(&secret)?;
-            let cluster = store::cluster(pool, tenant_id).await?.ok_or(LeaseError::NotFound)?;
-            let cluster = self.database.cluster(&cluster).await?;
-            cluster.ensure_login(tenant_id, service, row.generation, &verifier).await?;
-            store::login_is_ready(pool, tenant_id, service, row.generation).await?;
-        }
+        let purpose = purpose(tenant_id, service, row.generation);
+        let secret = self.master_key.open_text(&purpose, &row.secret)?;
         let user = format!("t_{}_{service}_g{}", tenant_id.as_simple(), row.generation);
         Ok(Login { user, secret, generation: row.generation })
+    }
+
+    /// Makes the newest login of a service, or the first. Whoever shuts the
+    /// tenant's logins waits until this is done, and so finds this one, too.
+    async fn make(
+        &self,
+        connection: &mut PgConnection,
+        tenant_id: Uuid,
+        service: &str,
+    ) -> Result<LoginRow, LeaseError> {
+        // Before the transaction, since it may need a connection of its own.
+        let cluster = store::cluster(connection, tenant_id).await?.ok_or(LeaseError::NotFound)?;
+        let cluster = self.database.cluster(&cluster).await?;
+        let mut tx = connection.begin().await.map_err(StoreError::from)?;
+        match store::hold(&mut tx, tenant_id).await? {
+            Some(standing) if standing.state() != State::Provisioning => admit(&standing)?,
+            Some(_) | None => {}
+        }
+        if store::newest_login(&mut tx, tenant_id, service).await?.is_none() {
+            let purpose = purpose(tenant_id, service, FIRST_GENERATION);
+            let sealed =
+                self.master_key.seal(&purpose, new_secret()?.expose_secret().as_bytes())?;
+            let now = self.clock.now();
+            // Of two at once, one is kept, and both go on with that one.
+            store::insert_login(&mut tx, tenant_id, service, FIRST_GENERATION, &sealed, now)
+                .await?;
+        }
+        let row = store::newest_login(&mut tx, tenant_id, service).await?;
+        let row = row.ok_or(LeaseError::NotFound)?;
+        let purpose = purpose(tenant_id, service, row.generation);
+        let verifier = scram_verifier(&self.master_key.open_text(&purpose, &row.secret)?)?;
+        cluster.ensure_login(tenant_id, service, row.generation, &verifier).await?;
+        store::login_is_ready(&mut tx, tenant_id, service, row.generation).await?;
+        tx.commit().await.map_err(StoreError::from)?;
+        Ok(row)
+    }
+}
+
+/// Refuses a tenant that may not be reached. One that is resumed is suspended
+/// until PostgreSQL lets its logins in.
+fn admit(standing: &Standing) -> Result<(), LeaseError> {
+    match standing.state() {
+        State::Active if standing.is_settled() => Ok(()),
+        State::Active | State::Suspended => Err(LeaseError::Suspended),
+        State::Deleted => Err(LeaseError::Deleted),
+        State::Unspecified | State::Provisioning => Err(LeaseError::Inactive),
     }
 }
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use crm_proto::registry::v1::tenant::State;
 use crm_tenancy::StoreError;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// Where a tenant's database is, and what tokens must say.
@@ -13,15 +13,28 @@ pub(crate) struct LeaseRow {
     pub(crate) port: i32,
     pub(crate) tls_mode: i16,
     pub(crate) database: String,
-    state: i16,
+    #[sqlx(flatten)]
+    pub(super) standing: Standing,
     pub(crate) tenant_generation: i32,
     pub(crate) access_version: i64,
     pub(crate) schema_version: i32,
 }
 
-impl LeaseRow {
-    pub(super) fn is_active(&self) -> bool {
-        i32::from(self.state) == State::Active as i32
+/// Whether a tenant may be reached.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct Standing {
+    state: i16,
+    is_settled: bool,
+}
+
+impl Standing {
+    pub(super) fn state(&self) -> State {
+        State::try_from(i32::from(self.state)).unwrap_or_default()
+    }
+
+    /// Whether PostgreSQL enforces the state.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled
     }
 }
 
@@ -38,7 +51,7 @@ pub(super) async fn lease(
     service: &str,
 ) -> Result<Option<LeaseRow>, StoreError> {
     let row = sqlx::query_as(
-        "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state,
+        "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state, t.is_settled,
              t.generation AS tenant_generation, t.access_version,
              coalesce(v.version, 0) AS schema_version
          FROM tenants AS t
@@ -50,8 +63,19 @@ pub(super) async fn lease(
     Ok(row.bind(tenant_id).bind(service).fetch_optional(pool).await?)
 }
 
+/// Keeps a tenant's state as it is until the transaction ends. `None`: there is
+/// no tenant yet.
+pub(super) async fn hold(
+    connection: &mut PgConnection,
+    tenant_id: Uuid,
+) -> Result<Option<Standing>, StoreError> {
+    let row =
+        sqlx::query_as("SELECT state, is_settled FROM tenants WHERE tenant_id = $1 FOR SHARE");
+    Ok(row.bind(tenant_id).fetch_optional(connection).await?)
+}
+
 pub(super) async fn newest_login(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     tenant_id: Uuid,
     service: &str,
 ) -> Result<Option<LoginRow>, StoreError> {
@@ -62,11 +86,11 @@ pub(super) async fn newest_login(
          ORDER BY generation DESC
          LIMIT 1",
     );
-    Ok(row.bind(tenant_id).bind(service).fetch_optional(pool).await?)
+    Ok(row.bind(tenant_id).bind(service).fetch_optional(connection).await?)
 }
 
 pub(super) async fn insert_login(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     tenant_id: Uuid,
     service: &str,
     generation: i32,
@@ -83,13 +107,13 @@ pub(super) async fn insert_login(
     .bind(generation)
     .bind(secret)
     .bind(now)
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
 
 pub(super) async fn login_is_ready(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     tenant_id: Uuid,
     service: &str,
     generation: i32,
@@ -101,16 +125,16 @@ pub(super) async fn login_is_ready(
     .bind(tenant_id)
     .bind(service)
     .bind(generation)
-    .execute(pool)
+    .execute(connection)
     .await?;
     Ok(())
 }
 
 /// The cluster that holds a database.
 pub(super) async fn cluster(
-    pool: &PgPool,
+    connection: &mut PgConnection,
     database_id: Uuid,
 ) -> Result<Option<String>, StoreError> {
     let cluster = sqlx::query_scalar("SELECT cluster FROM databases WHERE database_id = $1");
-    Ok(cluster.bind(database_id).fetch_optional(pool).await?)
+    Ok(cluster.bind(database_id).fetch_optional(connection).await?)
 }

@@ -1,17 +1,35 @@
 //! What can go wrong with a tenant.
 
-use crm_error::{ApiError, ErrorReason};
+use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
+use uuid::Uuid;
 
+use crate::fence::FenceError;
 use crate::provisioning::ProvisionError;
 
-/// Why a tenant could not be created or read.
+/// Why a tenant could not be created, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TenantError {
     #[error("there is no such tenant")]
     NotFound,
     #[error("the slug belongs to another tenant")]
     SlugTaken,
+    #[error("tenant {0} is still being made")]
+    Inactive(Uuid),
+    #[error("tenant {0} is suspended")]
+    Suspended(Uuid),
+    #[error("tenant {0} is not suspended")]
+    NotSuspended(Uuid),
+    #[error("tenant {0} is deleted")]
+    Deleted(Uuid),
+    #[error("tenant {0} is not deleted")]
+    NotDeleted(Uuid),
+    #[error("tenant {0} changed meanwhile")]
+    Changed(Uuid),
+    #[error("what the tenant would become is wrong")]
+    Invalid(Violations),
+    #[error("the tenant's state could not be enforced")]
+    Fence(#[from] FenceError),
     #[error("the request_id was used for a different request")]
     RequestIdReused,
     #[error("a stored answer cannot be read")]
@@ -31,6 +49,27 @@ impl From<TenantError> for ApiError {
             TenantError::SlugTaken => {
                 Self::new(ErrorReason::SlugTaken, "the slug belongs to another tenant")
             }
+            TenantError::Inactive(_) => {
+                Self::new(ErrorReason::TenantInactive, "the tenant is still being made")
+            }
+            TenantError::Suspended(_) => {
+                Self::new(ErrorReason::TenantSuspended, "the tenant is suspended")
+            }
+            TenantError::NotSuspended(_) => {
+                Self::new(ErrorReason::TenantNotSuspended, "the tenant is not suspended")
+            }
+            TenantError::Deleted(_) => {
+                Self::new(ErrorReason::ResourceDeleted, "the tenant is deleted")
+            }
+            TenantError::NotDeleted(_) => {
+                Self::new(ErrorReason::ResourceNotDeleted, "the tenant is not deleted")
+            }
+            TenantError::Changed(_) => Self::new(
+                ErrorReason::ConcurrentChange,
+                "the tenant changed meanwhile; read it again",
+            ),
+            TenantError::Invalid(violations) => Self::invalid(violations),
+            TenantError::Fence(error) => error.into(),
             TenantError::RequestIdReused => Self::new(
                 ErrorReason::RequestIdReused,
                 "the request_id was used for a different request",

@@ -1,19 +1,25 @@
-//! Tenants: creating and reading them.
+//! Tenants: creating, reading and changing them.
 
 mod error;
 pub(crate) mod model;
 mod store;
 
+use chrono::{DateTime, Utc};
 use crm_clock::Clock;
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::State;
+use crm_service::page::{Cursor, Page, Position};
 use crm_service::repeat::RequestKey;
 use prost::Message as _;
+use uuid::Uuid;
 
 pub(crate) use error::TenantError;
-pub(crate) use model::{NewTenant, Tenant, TenantKey};
+pub(crate) use model::{
+    Change, Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch,
+};
 
 use crate::database::{Database, owned};
+use crate::fence::Fences;
 use crate::provisioning::{Placed, Provisioner};
 
 /// How many names are tried for a slug that was not given.
@@ -24,12 +30,18 @@ const SLUG_ATTEMPTS: u32 = 9;
 pub(crate) struct Tenants {
     database: Database,
     provisioner: Provisioner,
+    fences: Fences,
     clock: Clock,
 }
 
 impl Tenants {
-    pub(crate) fn new(database: Database, provisioner: Provisioner, clock: Clock) -> Self {
-        Self { database, provisioner, clock }
+    pub(crate) fn new(
+        database: Database,
+        provisioner: Provisioner,
+        fences: Fences,
+        clock: Clock,
+    ) -> Self {
+        Self { database, provisioner, fences, clock }
     }
 
     /// Creates a tenant with a database of its own, and answers when it is
@@ -78,7 +90,8 @@ impl Tenants {
     ) -> Result<store::Planned, TenantError> {
         let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
         let now = self.clock.now();
-        let request = key.id.map(|request_id| store::Request { caller, request_id });
+        let request =
+            key.id.map(|request_id| store::Request { caller, method: "CreateTenant", request_id });
         if let Some(request) = &request
             && let Some(known) = store::claim_request(&mut tx, request, now).await?
         {
@@ -89,7 +102,8 @@ impl Tenants {
         }
         let Placed { tenant_id, is_ready } = self.provisioner.place(&mut tx).await?;
         if let Some(request) = &request {
-            store::insert_request(&mut tx, request, &key.hash, tenant_id, now).await?;
+            let planned = store::Planned { tenant_id, response: None };
+            store::insert_request(&mut tx, request, &key.hash, &planned, now).await?;
         }
         let state = if is_ready { State::Active } else { State::Provisioning };
         let slugs = match &new.slug {
@@ -139,4 +153,110 @@ impl Tenants {
         })
         .await
     }
+
+    /// One page of all tenants.
+    pub(crate) async fn list(
+        &self,
+        filter: TenantFilter,
+        cursor: Option<Cursor<Position>>,
+    ) -> Result<Page<Tenant>, TenantError> {
+        let database = self.database.clone();
+        owned(async move {
+            let mut connection = database.registry.acquire().await.map_err(store::failed)?;
+            store::list(&mut connection, &filter, cursor).await
+        })
+        .await
+    }
+
+    /// Changes a tenant, and answers what it became once PostgreSQL enforces
+    /// it.
+    pub(crate) async fn change(
+        &self,
+        target: Target,
+        change: Change,
+        caller: String,
+        key: RequestKey,
+    ) -> Result<pb::Tenant, TenantError> {
+        let this = self.clone();
+        owned(async move {
+            let written = this.write(&target, &change, &caller, &key).await;
+            let refused = match &written {
+                // Another call was first; what it wanted must hold by now, too.
+                Err(TenantError::Suspended(id) | TenantError::NotSuspended(id)) => Some(*id),
+                Err(TenantError::Deleted(id) | TenantError::NotDeleted(id)) => Some(*id),
+                Ok(planned) => Some(planned.tenant_id),
+                Err(_) => None,
+            };
+            if let Some(tenant_id) = refused.filter(|_| change.moves_the_fence()) {
+                this.fences.settle(tenant_id).await?;
+            }
+            let response = written?.response.unwrap_or_default();
+            pb::Tenant::decode(response.as_slice()).map_err(TenantError::Corrupt)
+        })
+        .await
+    }
+
+    /// Writes a change down, with its request and the answer to it, in one
+    /// transaction.
+    async fn write(
+        &self,
+        target: &Target,
+        change: &Change,
+        caller: &str,
+        key: &RequestKey,
+    ) -> Result<store::Planned, TenantError> {
+        let now = self.clock.now();
+        let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
+        let method = change.method();
+        let request = key.id.map(|request_id| store::Request { caller, method, request_id });
+        if let Some(request) = &request
+            && let Some(known) = store::claim_request(&mut tx, request, now).await?
+        {
+            let is_same = known.hash == key.hash;
+            return if is_same { Ok(known.planned) } else { Err(TenantError::RequestIdReused) };
+        }
+        let (tenant_id, mut tenant) =
+            changed(store::lock(&mut tx, &target.key).await?, target, change, now)?;
+        tenant.revision =
+            store::update(&mut tx, tenant_id, &tenant, change.moves_the_fence()).await?;
+        let response = Some(pb::Tenant::from(tenant).encode_to_vec());
+        let planned = store::Planned { tenant_id, response };
+        if let Some(request) = &request {
+            store::insert_request(&mut tx, request, &key.hash, &planned, now).await?;
+        }
+        tx.commit().await.map_err(store::failed)?;
+        Ok(planned)
+    }
+
+    /// What a change would give, without changing anything.
+    pub(crate) async fn preview_change(
+        &self,
+        target: Target,
+        change: Change,
+    ) -> Result<Tenant, TenantError> {
+        let database = self.database.clone();
+        let now = self.clock.now();
+        owned(async move {
+            let mut connection = database.registry.acquire().await.map_err(store::failed)?;
+            let tenant = store::get(&mut connection, &target.key).await?;
+            Ok(changed(tenant, &target, &change, now)?.1)
+        })
+        .await
+    }
+}
+
+/// Applies a change to what was read.
+fn changed(
+    tenant: Option<Tenant>,
+    target: &Target,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Result<(Uuid, Tenant), TenantError> {
+    let mut tenant = tenant.ok_or(TenantError::NotFound)?;
+    let id = tenant.id.ok_or(TenantError::NotFound)?;
+    if target.revision.is_some_and(|revision| revision != tenant.revision) {
+        return Err(TenantError::Changed(id));
+    }
+    tenant.apply(change, now)?;
+    Ok((id, tenant))
 }

@@ -4,19 +4,19 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use crm_proto::registry::v1::tenant::{Kind, State};
+use crm_service::page::{Cursor, Page, Position, storable};
 use crm_tenancy::StoreError;
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::error::TenantError;
-use super::model::{NewTenant, Tenant, TenantKey};
+use super::model::{NewTenant, Tenant, TenantFilter, TenantKey};
 
 /// How long a request_id is remembered.
 const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
-const METHOD: &str = "CreateTenant";
 
-/// A tenant that is being made, or was.
+/// The tenant that a request is for, and the answer, once there is one.
 #[derive(Debug)]
 pub(super) struct Planned {
     pub(super) tenant_id: Uuid,
@@ -27,6 +27,7 @@ pub(super) struct Planned {
 #[derive(Debug)]
 pub(super) struct Request<'a> {
     pub(super) caller: &'a str,
+    pub(super) method: &'static str,
     pub(super) request_id: Uuid,
 }
 
@@ -52,7 +53,15 @@ struct TenantRow {
     delete_time: Option<DateTime<Utc>>,
     purge_time: Option<DateTime<Utc>>,
     revision: i64,
+    restore_state: Option<i16>,
 }
+
+/// What every statement that reads tenants begins with.
+const SELECT: &str = "SELECT t.tenant_id, t.slug, t.display_name, t.kind, t.state, d.cluster,
+         d.name AS database, t.labels, t.create_time, t.update_time, t.delete_time,
+         t.purge_time, t.revision, t.restore_state
+     FROM tenants AS t
+     JOIN databases AS d ON d.database_id = t.tenant_id";
 
 pub(super) fn failed(error: sqlx::Error) -> StoreError {
     error.into()
@@ -65,7 +74,8 @@ pub(super) async fn claim_request(
     request: &Request<'_>,
     now: DateTime<Utc>,
 ) -> Result<Option<Known>, TenantError> {
-    let lock = format!("{METHOD} {} {}", request.caller, request.request_id);
+    let Request { caller, method, request_id } = request;
+    let lock = format!("{method} {caller} {request_id}");
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(lock)
         .execute(&mut *connection)
@@ -82,7 +92,7 @@ pub(super) async fn claim_request(
          WHERE caller = $1 AND method = $2 AND request_id = $3",
     )
     .bind(request.caller)
-    .bind(METHOD)
+    .bind(request.method)
     .bind(request.request_id)
     .fetch_optional(connection)
     .await
@@ -97,18 +107,20 @@ pub(super) async fn insert_request(
     connection: &mut PgConnection,
     request: &Request<'_>,
     hash: &[u8],
-    tenant_id: Uuid,
+    planned: &Planned,
     now: DateTime<Utc>,
 ) -> Result<(), TenantError> {
     sqlx::query(
-        "INSERT INTO requests (caller, method, request_id, hash, tenant_id, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO requests
+             (caller, method, request_id, hash, tenant_id, response, expire_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(request.caller)
-    .bind(METHOD)
+    .bind(request.method)
     .bind(request.request_id)
     .bind(hash)
-    .bind(tenant_id)
+    .bind(planned.tenant_id)
+    .bind(&planned.response)
     .bind(now + REQUEST_LIFETIME)
     .execute(connection)
     .await
@@ -144,8 +156,8 @@ pub(super) async fn insert_tenant(
     Ok(inserted.rows_affected() == 1)
 }
 
-/// Keeps the answer to a repeated request. Answers the one that was kept
-/// before, if there was one.
+/// Keeps the answer to the request that created a tenant. Answers the one that
+/// was kept before, if there was one.
 pub(super) async fn keep_response(
     connection: &mut PgConnection,
     tenant_id: Uuid,
@@ -154,7 +166,7 @@ pub(super) async fn keep_response(
     let kept: Option<Vec<u8>> = sqlx::query_scalar(
         "UPDATE requests
          SET response = coalesce(response, $2)
-         WHERE tenant_id = $1
+         WHERE tenant_id = $1 AND method = 'CreateTenant'
          RETURNING response",
     )
     .bind(tenant_id)
@@ -169,24 +181,94 @@ pub(super) async fn get(
     connection: &mut PgConnection,
     key: &TenantKey,
 ) -> Result<Option<Tenant>, TenantError> {
-    let (id, slug) = match key {
-        TenantKey::Id(id) => (Some(*id), None),
-        TenantKey::Slug(slug) => (None, Some(slug)),
+    find(connection, key, "").await
+}
+
+/// Reads a tenant that nobody else changes until the transaction ends.
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    key: &TenantKey,
+) -> Result<Option<Tenant>, TenantError> {
+    find(connection, key, " FOR UPDATE OF t").await
+}
+
+async fn find(
+    connection: &mut PgConnection,
+    key: &TenantKey,
+    lock: &'static str,
+) -> Result<Option<Tenant>, TenantError> {
+    let mut query = QueryBuilder::<Postgres>::new(SELECT);
+    match key {
+        TenantKey::Id(id) => query.push(" WHERE t.tenant_id = ").push_bind(*id),
+        TenantKey::Slug(slug) => query.push(" WHERE t.slug = ").push_bind(slug.clone()),
     };
-    let row: Option<TenantRow> = sqlx::query_as(
-        "SELECT t.tenant_id, t.slug, t.display_name, t.kind, t.state, d.cluster,
-             d.name AS database, t.labels, t.create_time, t.update_time, t.delete_time,
-             t.purge_time, t.revision
-         FROM tenants AS t
-         JOIN databases AS d ON d.database_id = t.tenant_id
-         WHERE t.tenant_id = $1 OR t.slug = $2",
+    query.push(lock);
+    let row: Option<TenantRow> =
+        query.build_query_as().fetch_optional(connection).await.map_err(failed)?;
+    Ok(row.map(Tenant::from))
+}
+
+/// Saves what a tenant has become, and answers its new revision. Where the
+/// fence has to move, the tenant is unsettled until it has.
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    tenant_id: Uuid,
+    tenant: &Tenant,
+    moves_the_fence: bool,
+) -> Result<i64, TenantError> {
+    let revision = sqlx::query_scalar(
+        "UPDATE tenants
+         SET display_name = $2, kind = $3, state = $4, labels = $5, update_time = $6,
+             delete_time = $7, purge_time = $8, restore_state = $9,
+             is_settled = is_settled AND NOT $10, revision = revision + 1
+         WHERE tenant_id = $1
+         RETURNING revision",
     )
-    .bind(id)
-    .bind(slug)
-    .fetch_optional(connection)
+    .bind(tenant_id)
+    .bind(&tenant.display_name)
+    .bind(tenant.kind as i16)
+    .bind(tenant.state as i16)
+    .bind(Json(&tenant.labels))
+    .bind(tenant.update_time)
+    .bind(tenant.delete_time)
+    .bind(tenant.purge_time)
+    .bind(tenant.restore_state.map(|state| state as i16))
+    .bind(moves_the_fence)
+    .fetch_one(connection)
     .await
     .map_err(failed)?;
-    Ok(row.map(Tenant::from))
+    Ok(revision)
+}
+
+/// One page of tenants, the newest first.
+pub(super) async fn list(
+    connection: &mut PgConnection,
+    filter: &TenantFilter,
+    cursor: Option<Cursor<Position>>,
+) -> Result<Page<Tenant>, TenantError> {
+    let mut query = QueryBuilder::<Postgres>::new(SELECT);
+    query.push(" WHERE true");
+    if !filter.show_deleted {
+        query.push(" AND t.delete_time IS NULL");
+    }
+    if let Some(state) = filter.state {
+        query.push(" AND t.state = ").push_bind(state as i16);
+    }
+    if let Some(slug) = &filter.slug {
+        query.push(" AND t.slug = ").push_bind(slug.clone());
+    }
+    if let Some(Cursor { after, .. }) = cursor {
+        query.push(" AND (t.create_time, t.tenant_id) < (").push_bind(storable(after.create_time));
+        query.push(", ").push_bind(after.id).push(")");
+    }
+    query.push(" ORDER BY t.create_time DESC, t.tenant_id DESC LIMIT ");
+    query.push_bind(filter.page_size + 1);
+    let rows: Vec<TenantRow> =
+        query.build_query_as().fetch_all(connection).await.map_err(failed)?;
+    let asked = usize::try_from(filter.page_size).unwrap_or(usize::MAX);
+    let more = rows.len() > asked;
+    let items = rows.into_iter().take(asked).map(Tenant::from).collect();
+    Ok(Page { items, revision: 0, more })
 }
 
 impl From<TenantRow> for Tenant {
@@ -205,6 +287,9 @@ impl From<TenantRow> for Tenant {
             delete_time: row.delete_time,
             purge_time: row.purge_time,
             revision: row.revision,
+            restore_state: row
+                .restore_state
+                .map(|state| State::try_from(i32::from(state)).unwrap_or_default()),
         }
     }
 }

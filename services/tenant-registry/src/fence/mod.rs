@@ -1,0 +1,150 @@
+//! Fences: PostgreSQL itself refuses the logins of a suspended or deleted
+//! tenant, whatever the services know.
+//!
+//! A tenant's state is what is wanted, and it is settled once its cluster
+//! enforces it. Whoever changes the state settles it before answering;
+//! [`Fences::keep`] settles what was left by a process that died.
+
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crm_error::ApiError;
+use crm_tenancy::StoreError;
+use futures_util::future::join_all;
+use sqlx::postgres::PgAdvisoryLock;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::cluster::ClusterAdmin;
+use crate::database::Database;
+
+/// How many tenants one process settles at once. Each holds a connection to
+/// the registry's database.
+const AT_ONCE: usize = 4;
+/// How long the sessions of a fenced tenant may take to end.
+const END_WITHIN: Duration = Duration::from_secs(2);
+/// How often they are looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How many looks in a row must find none: a session that was opening when the
+/// fence came shows a moment later.
+const QUIET_LOOKS: u32 = 3;
+/// How often all fences are looked over.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Why a tenant's state could not be enforced.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FenceError {
+    #[error("sessions of a fenced tenant do not end")]
+    SessionsLeft,
+    #[error("a statement failed")]
+    Store(#[from] StoreError),
+}
+
+impl From<FenceError> for ApiError {
+    fn from(error: FenceError) -> Self {
+        match error {
+            FenceError::SessionsLeft => Self::unavailable(error),
+            FenceError::Store(error) => error.into(),
+        }
+    }
+}
+
+/// Enforces the states of tenants in their clusters.
+#[derive(Clone, Debug)]
+pub(crate) struct Fences {
+    database: Database,
+    turns: Arc<Semaphore>,
+}
+
+impl Fences {
+    pub(crate) fn new(database: Database) -> Self {
+        Self { database, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    }
+
+    /// Has the tenant's cluster enforce the tenant's state, and then tells
+    /// everyone. Nothing is left to do for a tenant that is settled.
+    pub(crate) async fn settle(&self, tenant_id: Uuid) -> Result<(), FenceError> {
+        let _turn = self.turns.acquire().await;
+        // One process at a time; the lock goes with its connection.
+        let lock = PgAdvisoryLock::new(format!("crm fence {tenant_id}"));
+        let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
+        let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
+        // The state may change meanwhile: then once more.
+        while let Some(wanted) = store::unsettled(&mut connection, tenant_id).await? {
+            let cluster = self.database.cluster(&wanted.cluster).await?;
+            if wanted.is_fenced() {
+                fence(&cluster, tenant_id).await?;
+            } else {
+                cluster.set_fence(tenant_id, false).await?;
+            }
+            store::settled(&mut connection, tenant_id, &wanted).await?;
+        }
+        connection.release_now().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// Settles what others left unsettled, or moved, for as long as this process
+    /// runs.
+    pub(crate) async fn keep(self) {
+        loop {
+            tokio::time::sleep(KEEP_EVERY).await;
+            if let Err(error) = self.keep_once().await {
+                tracing::warn!(cause = crm_error::chain(&error), "fences cannot be looked over");
+            }
+        }
+    }
+
+    async fn keep_once(&self) -> Result<(), FenceError> {
+        // A cluster that does not answer keeps nobody else waiting for long.
+        let clusters = self.database.clusters().await?;
+        for outcome in join_all(clusters.iter().map(|cluster| self.compare(cluster))).await {
+            if let Err(error) = outcome {
+                tracing::warn!(cause = crm_error::chain(&error), "fences cannot be compared");
+            }
+        }
+        for tenant_id in store::all_unsettled(&self.database.registry).await? {
+            let outcome = self.settle(tenant_id).await;
+            tracing::info!(%tenant_id, ?outcome, "took up an unsettled tenant");
+        }
+        Ok(())
+    }
+
+    /// Compares the fences of one cluster with what they should be, and ends
+    /// sessions behind them.
+    async fn compare(&self, cluster: &ClusterAdmin) -> Result<(), FenceError> {
+        // What is settled from here on is not in what the cluster says.
+        let before = store::newest_event(&self.database.registry).await?;
+        let found = cluster.fenced().await?;
+        let wrong = store::unsettle(&self.database.registry, &found, before).await?;
+        if wrong > 0 {
+            tracing::error!(wrong, "fences were not what they should be");
+        }
+        let ended = cluster.end_sessions(None).await?;
+        if ended > 0 {
+            tracing::warn!(ended, "sessions behind fences were ended");
+        }
+        Ok(())
+    }
+}
+
+/// Shuts a tenant's logins, and ends its sessions.
+async fn fence(cluster: &ClusterAdmin, tenant_id: Uuid) -> Result<(), FenceError> {
+    // Committed first: from here on no session can begin to open.
+    cluster.set_fence(tenant_id, true).await?;
+    let until = Instant::now() + END_WITHIN;
+    let mut quiet = 0;
+    while quiet < QUIET_LOOKS {
+        if cluster.end_sessions(Some(tenant_id)).await? == 0 {
+            quiet += 1;
+        } else if Instant::now() >= until {
+            return Err(FenceError::SessionsLeft);
+        } else {
+            quiet = 0;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! Data services whose link to the registry can be cut.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use crm_service::{DataApp, DataConfig, serve};
+use crm_tenancy::{RegistryEndpoints, TenantSessions};
+use secrecy::SecretString;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::Server;
+
+/// Another replica of the data services alone. They reach the registry through
+/// a link that the test cuts and mends.
+#[derive(Debug)]
+pub struct DataReplica {
+    /// Where contacts listens.
+    pub contacts: SocketAddr,
+    /// Where messaging listens.
+    pub messaging: SocketAddr,
+    is_up: watch::Sender<bool>,
+    shutdown: CancellationToken,
+    serving: Vec<JoinHandle<()>>,
+    sessions: Vec<TenantSessions>,
+}
+
+impl Server {
+    /// Starts another replica of contacts and messaging.
+    pub async fn data_replica(&self) -> DataReplica {
+        let (is_up, link) = watch::channel(true);
+        let endpoints = RegistryEndpoints {
+            public: forward(self.addresses.registry, link.clone()).await,
+            internal: forward(self.addresses.internal, link).await,
+        };
+        let config = |secret: &SecretString, listener: &TcpListener| DataConfig {
+            registry: endpoints.clone(),
+            secret: secret.clone(),
+            instance: listener.local_addr().unwrap().to_string(),
+            session_budget: 20,
+        };
+        let secrets = self.secrets();
+        let at_contacts = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let at_messaging = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let contacts = config(&secrets.contacts, &at_contacts);
+        let contacts = crm_contacts::app::start(contacts, self.clock.clone()).await.unwrap();
+        let messaging = config(&secrets.messaging, &at_messaging);
+        let messaging = crm_messaging::app::start(messaging, self.clock.clone()).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let sessions = vec![contacts.sessions.clone(), messaging.sessions.clone()];
+        let (contacts, first) = listen(contacts, at_contacts, &shutdown).await;
+        let (messaging, second) = listen(messaging, at_messaging, &shutdown).await;
+        DataReplica { contacts, messaging, is_up, shutdown, serving: vec![first, second], sessions }
+    }
+}
+
+impl DataReplica {
+    /// Cuts the link: connections end, and new ones end at once.
+    pub fn cut(&self) {
+        self.is_up.send_replace(false);
+    }
+
+    /// Mends the link.
+    pub fn mend(&self) {
+        self.is_up.send_replace(true);
+    }
+
+    /// Stops it, and waits for its end.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        for serving in self.serving {
+            serving.await.unwrap();
+        }
+        for sessions in &self.sessions {
+            sessions.drain().await;
+        }
+    }
+}
+
+async fn listen(
+    app: DataApp,
+    listener: TcpListener,
+    shutdown: &CancellationToken,
+) -> (SocketAddr, JoinHandle<()>) {
+    let address = listener.local_addr().unwrap();
+    let shutdown = shutdown.clone();
+    let serving =
+        tokio::spawn(async move { serve(listener, app.stack, false, shutdown).await.unwrap() });
+    app.health.set(true).await;
+    (address, serving)
+}
+
+/// Forwards connections while the link is up. Answers the URL to use.
+async fn forward(to: SocketAddr, link: watch::Receiver<bool>) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut link = link.clone();
+            if !*link.borrow() {
+                continue;
+            }
+            tokio::spawn(async move {
+                let Ok(mut far) = TcpStream::connect(to).await else { return };
+                tokio::select! {
+                    // Which side ends it is of no interest.
+                    _ = copy_bidirectional(&mut near, &mut far) => {}
+                    _ = link.wait_for(|is_up| !is_up) => {}
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
