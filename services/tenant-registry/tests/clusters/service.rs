@@ -1,216 +1,19 @@
-//! More than one PostgreSQL cluster.
+//! The methods of ClusterService.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
-
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
-
-use crm_auth::TenantClaims;
-use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
-use crm_proto::contacts::v1::{Contact, CreateContactRequest};
 use crm_proto::registry::v1::cluster::{State, TlsMode};
 use crm_proto::registry::v1::cluster_service_client::ClusterServiceClient;
-use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
-use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
-    Cluster, CreateClusterRequest, CreateTenantRequest, GetClusterRequest, ListClustersRequest,
-    Migration, RegisterSchemaRequest, Tenant as TenantMessage, UpdateClusterRequest,
+    Cluster, CreateClusterRequest, GetClusterRequest, ListClustersRequest, UpdateClusterRequest,
 };
-use crm_testing::{
-    Client, OtherCluster, Server, Tenant, code_and_reason, field_faults, own_server,
-};
+use crm_testing::{OtherCluster, code_and_reason, field_faults};
 use prost::Message as _;
 use prost_types::FieldMask;
-use sqlx::Connection as _;
-use tokio::sync::{Mutex, MutexGuard};
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::Code;
 
-/// The first cluster of every installation.
-const FIRST: &str = "clusters/local";
-
-/// A suite whose clusters a test may change, for one test at a time.
-async fn suite() -> (&'static Server, MutexGuard<'static, ()>) {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    static TURN: Mutex<()> = Mutex::const_new(());
-    let turn = TURN.lock().await;
-    (SERVER.get_or_init(|| own_server(0)), turn)
-}
-
-fn clusters(server: &Server) -> (Client, ClusterServiceClient<Channel>) {
-    let operator = Client::operator(server);
-    let client = ClusterServiceClient::new(operator.channel(server.addresses.registry));
-    (operator, client)
-}
-
-/// A request to add a cluster, on this machine.
-fn addition(id: &str, other: &OtherCluster) -> CreateClusterRequest {
-    CreateClusterRequest {
-        cluster_id: id.to_owned(),
-        cluster: Some(Cluster {
-            host: "127.0.0.1".to_owned(),
-            port: other.port().into(),
-            tls_mode: TlsMode::Disabled.into(),
-            spare_target: Some(0),
-            ..Cluster::default()
-        }),
-        password: other.password().to_owned(),
-        ..CreateClusterRequest::default()
-    }
-}
-
-async fn create(server: &Server, request: CreateClusterRequest) -> Result<Cluster, Status> {
-    let (operator, mut client) = clusters(server);
-    Ok(client.create_cluster(operator.request(request)).await?.into_inner())
-}
-
-async fn get(server: &Server, name: &str) -> Result<Cluster, Status> {
-    let (operator, mut client) = clusters(server);
-    let request = GetClusterRequest { name: name.to_owned() };
-    Ok(client.get_cluster(operator.request(request)).await?.into_inner())
-}
-
-async fn update(server: &Server, request: UpdateClusterRequest) -> Result<Cluster, Status> {
-    let (operator, mut client) = clusters(server);
-    Ok(client.update_cluster(operator.request(request)).await?.into_inner())
-}
-
-/// A change of a cluster, by the fields that are set.
-fn change(cluster: Cluster) -> UpdateClusterRequest {
-    UpdateClusterRequest { cluster: Some(cluster), ..UpdateClusterRequest::default() }
-}
-
-async fn set_state(server: &Server, name: &str, state: State) {
-    let cluster = Cluster { name: name.to_owned(), state: state.into(), ..Cluster::default() };
-    assert_eq!(update(server, change(cluster)).await.unwrap().state(), state);
-}
-
-/// Asks until the cluster is as it should be.
-async fn until(server: &Server, name: &str, is_right: impl Fn(&Cluster) -> bool) -> Cluster {
-    let limit = Instant::now() + Duration::from_secs(60);
-    loop {
-        let cluster = get(server, name).await.unwrap();
-        if is_right(&cluster) {
-            return cluster;
-        }
-        assert!(Instant::now() < limit, "{cluster:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn try_tenant(server: &Server) -> Result<Tenant, Status> {
-    let operator = Client::operator(server);
-    let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
-    let request = CreateTenantRequest {
-        tenant: Some(TenantMessage {
-            display_name: "Test tenant".to_owned(),
-            slug: format!("test-{}", server.clock.new_id().as_simple()),
-            ..TenantMessage::default()
-        }),
-        ..CreateTenantRequest::default()
-    };
-    let tenant = client.create_tenant(operator.request(request)).await?.into_inner();
-    let id = tenant.name.strip_prefix("tenants/").unwrap().parse().unwrap();
-    Ok(Tenant { tenant, id })
-}
-
-async fn tenant(server: &Server) -> Tenant {
-    try_tenant(server).await.unwrap()
-}
-
-/// A client with the token of an administrator of the tenant.
-fn admin(server: &Server, tenant: &Tenant) -> Client {
-    let claims = TenantClaims { tid: tenant.id, generation: 1, ver: 1 };
-    let subject = format!("serviceAccounts/{}", tenant.id);
-    let roles = vec!["roles/admin".to_owned()];
-    Client::new(server.identity.issue(subject, roles, Some(claims)).unwrap().token)
-}
-
-/// Writes into the tenant's database, through the service.
-async fn write(server: &Server, tenant: &Tenant) -> Result<(), Status> {
-    let admin = admin(server, tenant);
-    let mut contacts = ContactServiceClient::new(admin.channel(server.addresses.contacts));
-    let contact = Contact {
-        display_name: "First".to_owned(),
-        phone: "12345".to_owned(),
-        ..Contact::default()
-    };
-    let request = CreateContactRequest { contact: Some(contact), ..Default::default() };
-    contacts.create_contact(admin.request(request)).await.map(drop)
-}
-
-async fn register(server: &Server, sql: &[&str]) -> Result<u32, Status> {
-    let roles = vec!["roles/internal.service".to_owned()];
-    let issued = server.identity.issue("services/contacts".to_owned(), roles, None).unwrap();
-    let client = Client::new(issued.token);
-    let mut leases = LeaseServiceClient::new(client.channel(server.addresses.internal));
-    let migrations = (1..).zip(sql).map(|(version, sql)| Migration {
-        version,
-        description: "a test's".to_owned(),
-        sql: (*sql).to_owned(),
-    });
-    let request = RegisterSchemaRequest { migrations: migrations.collect() };
-    let registered = leases.register_schema(client.request(request)).await?;
-    Ok(registered.into_inner().schema_version)
-}
-
-#[tokio::test]
-async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
-    let (server, _turn) = suite().await;
-    let other = OtherCluster::start().await;
-    other.set_up().await;
-    let before = tenant(server).await;
-    let mut request = addition("story", &other);
-    request.cluster.as_mut().unwrap().spare_target = Some(2);
-
-    let added = create(server, request).await.unwrap();
-
-    assert_eq!(added.name, "clusters/story");
-    assert!(added.reachable && added.template > 0 && added.size_bytes > 0, "{added:?}");
-    assert!(added.postgresql_version.parse::<f32>().unwrap() >= 15.0, "{added:?}");
-    until(server, &added.name, |cluster| cluster.spare_count == 2).await;
-    // It has the fewest tenants, and one goes into a spare, another beside.
-    let first = get(server, FIRST).await.unwrap();
-    let mut there = Vec::new();
-    while there.len() < 3 {
-        let tenant = tenant(server).await;
-        write(server, &tenant).await.unwrap();
-        there.extend(Some(tenant).filter(|tenant| tenant.tenant.cluster == added.name));
-    }
-    let mut session = other.superuser(&there[0].tenant.database).await;
-    let written: i64 = sqlx::query_scalar("SELECT count(*) FROM contacts.contacts")
-        .fetch_one(&mut session)
-        .await
-        .unwrap();
-    assert_eq!(written, 1);
-    session.close().await.unwrap();
-    let full = until(server, &added.name, |cluster| cluster.session_count > 0).await;
-    assert!(full.tenant_count >= 3 && full.reachable, "{full:?}");
-    assert!(get(server, FIRST).await.unwrap().tenant_count - first.tenant_count <= 3);
-
-    // A cluster that is being emptied gets no more.
-    set_state(server, &added.name, State::Draining).await;
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
-
-    // Without its server, what is known is answered, and others go on.
-    other.stop().await;
-    let down = until(server, &added.name, |cluster| !cluster.reachable).await;
-    assert_eq!((down.tenant_count, down.session_count), (full.tenant_count, 0));
-    assert_eq!(down.postgresql_version, "");
-    write(server, &before).await.unwrap();
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
-    assert_eq!(code_and_reason(write(server, &there[0]).await).0, Code::Unavailable);
-    let (operator, mut client) = clusters(server);
-    let page = client.list_clusters(operator.request(ListClustersRequest::default())).await;
-    let names: Vec<_> = page.unwrap().into_inner().clusters;
-    let story = names.iter().find(|cluster| cluster.name == added.name).unwrap();
-    assert!(!story.reachable);
-    assert!(names.iter().any(|cluster| cluster.name == FIRST && cluster.reachable));
-
-    other.start_again().await;
-    until(server, &added.name, |cluster| cluster.reachable).await;
-    write(server, &there[0]).await.unwrap();
-}
+use super::{
+    FIRST, addition, admin, change, clusters, create, get, set_state, suite, tenant, try_tenant,
+    update,
+};
 
 #[tokio::test]
 async fn a_server_that_lacks_something_is_refused_with_what_it_lacks() {
@@ -284,7 +87,7 @@ async fn a_cluster_is_added_once_and_a_repeated_request_answers_the_same() {
     let mut other_body = request.clone();
     other_body.cluster.as_mut().unwrap().tenant_capacity = Some(7);
     assert_eq!(code_and_reason(create(server, other_body).await), reused);
-    let other_password = CreateClusterRequest { password: "another".to_owned(), ..request };
+    let other_password = CreateClusterRequest { password: "another".to_owned(), ..request.clone() };
     assert_eq!(code_and_reason(create(server, other_password).await), reused);
     let exists = (Code::AlreadyExists, "CLUSTER_EXISTS".to_owned());
     let again = create(server, addition("once", &other)).await;
@@ -292,8 +95,18 @@ async fn a_cluster_is_added_once_and_a_repeated_request_answers_the_same() {
     let twice = create(server, addition("twice", &other)).await;
     assert_eq!(code_and_reason(twice), exists);
 
-    // The password is nowhere to be read.
+    // A call that was cut off before the template was there is taken up.
     let mut registry = server.superuser("crm_registry").await;
+    for statement in [
+        "UPDATE clusters SET template_id = NULL WHERE cluster = 'once'",
+        "UPDATE cluster_requests SET response = NULL WHERE cluster = 'once'",
+    ] {
+        sqlx::query(statement).execute(&mut registry).await.unwrap();
+    }
+    let finished = create(server, request).await.unwrap();
+    assert!(finished.template > 0, "{finished:?}");
+
+    // The password is nowhere to be read.
     let row: String = sqlx::query_scalar(
         "SELECT concat(encode(secret, 'escape'), c::text, r::text)
          FROM clusters AS c JOIN cluster_requests AS r USING (cluster)
@@ -305,29 +118,6 @@ async fn a_cluster_is_added_once_and_a_repeated_request_answers_the_same() {
     assert!(!row.contains(other.password()));
     assert!(!format!("{:?}", addition("once", &other)).contains(other.password()));
     set_state(server, "clusters/once", State::Draining).await;
-}
-
-#[tokio::test]
-async fn a_cluster_that_misses_a_schema_gets_it_before_more_tenants() {
-    let (server, _turn) = suite().await;
-    let other = OtherCluster::start().await;
-    other.set_up().await;
-    let added = create(server, addition("late", &other)).await.unwrap();
-    other.stop().await;
-    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
-    let comment = "COMMENT ON TABLE contacts.contacts IS 'people'";
-
-    assert_eq!(register(server, &[first, comment]).await.unwrap(), 2);
-
-    // It has the fewest tenants, and the old template.
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
-    other.start_again().await;
-    let caught_up = until(server, &added.name, |cluster| cluster.template > added.template).await;
-    assert!(caught_up.reachable);
-    while get(server, &added.name).await.unwrap().tenant_count == 0 {
-        write(server, &tenant(server).await).await.unwrap();
-    }
-    set_state(server, &added.name, State::Draining).await;
 }
 
 #[tokio::test]

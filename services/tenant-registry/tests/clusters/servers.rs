@@ -1,0 +1,138 @@
+//! Tenants on a second server: what they share with others, and what not.
+
+use crm_proto::registry::v1::cluster::State;
+use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
+use crm_proto::registry::v1::{
+    AcquireLeaseRequest, ListClustersRequest, Migration, RegisterSchemaRequest,
+};
+use crm_testing::{Client, OtherCluster, Server, Tenant, code_and_reason};
+use sqlx::Connection as _;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::{FIRST, addition, clusters, create, get, set_state, suite, tenant, until, write};
+
+fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
+    let roles = vec!["roles/internal.service".to_owned()];
+    let issued = server.identity.issue("services/contacts".to_owned(), roles, None).unwrap();
+    let client = Client::new(issued.token);
+    let leases = LeaseServiceClient::new(client.channel(server.addresses.internal));
+    (client, leases)
+}
+
+/// Tries the login of a service in every database of the tenant's cluster.
+async fn only_its_own_database_opens(server: &Server, other: &OtherCluster, tenant: &Tenant) {
+    let (client, mut leases) = service(server);
+    let request = AcquireLeaseRequest { tenant: tenant.tenant.name.clone() };
+    let lease = leases.acquire_lease(client.request(request)).await.unwrap().into_inner();
+    assert_eq!(lease.port, u32::from(other.port()));
+    let mut session = other.superuser("postgres").await;
+    let names = sqlx::query_scalar("SELECT datname::text FROM pg_database");
+    let names: Vec<String> = names.fetch_all(&mut session).await.unwrap();
+    for name in names {
+        let options = PgConnectOptions::new_without_pgpass()
+            .host(&lease.host)
+            .port(other.port())
+            .username(&lease.user)
+            .password(&lease.secret)
+            .database(&name);
+        let opened = PgConnection::connect_with(&options).await;
+        assert_eq!(opened.is_ok(), name == tenant.tenant.database, "{name}");
+    }
+}
+
+async fn register(server: &Server, sql: &[&str]) -> Result<u32, Status> {
+    let (client, mut leases) = service(server);
+    let migrations = (1..).zip(sql).map(|(version, sql)| Migration {
+        version,
+        description: "a test's".to_owned(),
+        sql: (*sql).to_owned(),
+    });
+    let request = RegisterSchemaRequest { migrations: migrations.collect() };
+    let registered = leases.register_schema(client.request(request)).await?;
+    Ok(registered.into_inner().schema_version)
+}
+
+#[tokio::test]
+async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let before = tenant(server).await;
+    let mut request = addition("story", &other);
+    request.cluster.as_mut().unwrap().spare_target = Some(2);
+
+    let added = create(server, request).await.unwrap();
+
+    assert_eq!(added.name, "clusters/story");
+    assert!(added.reachable && added.template > 0 && added.size_bytes > 0, "{added:?}");
+    assert!(added.postgresql_version.parse::<f32>().unwrap() >= 15.0, "{added:?}");
+    until(server, &added.name, |cluster| cluster.spare_count == 2).await;
+    // It has the fewest tenants, and one goes into a spare, another beside.
+    let first = get(server, FIRST).await.unwrap();
+    let mut there = Vec::new();
+    while there.len() < 3 {
+        let tenant = tenant(server).await;
+        write(server, &tenant).await.unwrap();
+        there.extend(Some(tenant).filter(|tenant| tenant.tenant.cluster == added.name));
+    }
+    let mut session = other.superuser(&there[0].tenant.database).await;
+    let written: i64 = sqlx::query_scalar("SELECT count(*) FROM contacts.contacts")
+        .fetch_one(&mut session)
+        .await
+        .unwrap();
+    assert_eq!(written, 1);
+    session.close().await.unwrap();
+    let full = until(server, &added.name, |cluster| cluster.session_count > 0).await;
+    assert!(full.tenant_count >= 3 && full.reachable, "{full:?}");
+    assert!(get(server, FIRST).await.unwrap().tenant_count - first.tenant_count <= 3);
+
+    only_its_own_database_opens(server, &other, &there[0]).await;
+
+    // A cluster that is being emptied gets no more.
+    set_state(server, &added.name, State::Draining).await;
+    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+
+    // Without its server, what is known is answered, and others go on.
+    other.stop().await;
+    let down = until(server, &added.name, |cluster| !cluster.reachable).await;
+    assert_eq!((down.tenant_count, down.session_count), (full.tenant_count, 0));
+    assert_eq!(down.postgresql_version, "");
+    write(server, &before).await.unwrap();
+    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    assert_eq!(code_and_reason(write(server, &there[0]).await).0, Code::Unavailable);
+    let (operator, mut client) = clusters(server);
+    let page = client.list_clusters(operator.request(ListClustersRequest::default())).await;
+    let names: Vec<_> = page.unwrap().into_inner().clusters;
+    let story = names.iter().find(|cluster| cluster.name == added.name).unwrap();
+    assert!(!story.reachable);
+    assert!(names.iter().any(|cluster| cluster.name == FIRST && cluster.reachable));
+
+    other.start_again().await;
+    until(server, &added.name, |cluster| cluster.reachable).await;
+    write(server, &there[0]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_that_misses_a_schema_gets_it_before_more_tenants() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let added = create(server, addition("late", &other)).await.unwrap();
+    other.stop().await;
+    let first = include_str!("../../../contacts/migrations/0001_contacts.sql");
+    let comment = "COMMENT ON TABLE contacts.contacts IS 'people'";
+
+    assert_eq!(register(server, &[first, comment]).await.unwrap(), 2);
+
+    // It has the fewest tenants, and the old template.
+    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    other.start_again().await;
+    let caught_up = until(server, &added.name, |cluster| cluster.template > added.template).await;
+    assert!(caught_up.reachable);
+    while get(server, &added.name).await.unwrap().tenant_count == 0 {
+        write(server, &tenant(server).await).await.unwrap();
+    }
+    set_state(server, &added.name, State::Draining).await;
+}
