@@ -18,6 +18,7 @@ pub const SERVICE: DataService = DataService {
         version: 1,
         description: "contacts",
         sql: include_str!("../migrations/0001_contacts.sql"),
+        oldest_service_version: 0,
     }],
 };
 
@@ -30,6 +31,19 @@ pub async fn start(
     config: DataConfig,
     clock: Clock,
 ) -> Result<DataApp, Box<dyn Error + Send + Sync>> {
+    start_version(SERVICE, config, clock).await
+}
+
+/// As [`start`], with another schema than this version's.
+///
+/// # Errors
+///
+/// As [`DataService::start`].
+pub async fn start_version(
+    service: DataService,
+    config: DataConfig,
+    clock: Clock,
+) -> Result<DataApp, Box<dyn Error + Send + Sync>> {
     let services = |sessions: &TenantSessions| {
         let contacts = Contacts::new(sessions.clone(), clock.clone());
         StackBuilder::default().service(
@@ -37,5 +51,5 @@ pub async fn start(
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
     };
-    SERVICE.start(config, clock.clone(), services).await
+    service.start(config, clock.clone(), services).await
 }

@@ -23,11 +23,13 @@ pub const SERVICE: DataService = DataService {
             version: 1,
             description: "conversations and messages",
             sql: include_str!("../migrations/0001_messaging.sql"),
+            oldest_service_version: 0,
         },
         Migration {
             version: 2,
             description: "names of conversations, and lists by state",
             sql: include_str!("../migrations/0002_conversations.sql"),
+            oldest_service_version: 0,
         },
     ],
 };

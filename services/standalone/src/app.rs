@@ -311,6 +311,7 @@ fn edge(
     let public = [
         ("crm.registry.v1.TenantService", registry),
         ("crm.registry.v1.ClusterService", registry),
+        ("crm.registry.v1.MigrationService", registry),
         ("crm.identity.v1.AuthService", registry),
         ("crm.contacts.v1.ContactService", contacts),
         ("crm.changes.v1.ChangeService", messaging),

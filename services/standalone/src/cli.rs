@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Addresses;
-use crate::{health, reset, seed, start, token};
+use crate::{health, migrate, reset, seed, start, token};
 
 /// A multi-tenant CRM backend: all services in one process
 #[derive(Debug, Parser)]
@@ -42,6 +42,9 @@ enum Command {
         #[arg(long, value_name = "SLUG")]
         tenant: Option<String>,
     },
+    /// Show how the schemas of tenants are raised, or retry what failed
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Make a sample tenant with contacts, conversations and messages: the same each time
     ///
     /// What is there already is left alone: a run that was cut off is finished by the next.
@@ -160,6 +163,9 @@ impl Cli {
                     health::wait(&options.addresses(), Duration::from_secs(timeout)).await
                 }
                 Command::Token { tenant } => token::print(options, tenant.as_deref()).await,
+                Command::Migrate(command) => {
+                    stop_at(shutdown, migrate::run(options, command)).await
+                }
                 Command::Seed { tenant, contacts } => {
                     stop_at(shutdown, seed::seed(options, &tenant, contacts)).await
                 }

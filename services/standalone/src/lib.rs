@@ -8,6 +8,7 @@ pub mod postgres;
 
 mod demo;
 mod health;
+mod migrate;
 mod reset;
 mod seed;
 mod start;

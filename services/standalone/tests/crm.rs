@@ -2,132 +2,25 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod installation;
+
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::Read as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use std::{env, fs, process, thread};
+use std::{fs, thread};
 
 use crm_proto::contacts::v1::ListContactsRequest;
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::messaging::v1::ListConversationsRequest;
 use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
+use installation::{Installation, text};
 use tonic::metadata::MetadataMap;
 use tonic::transport::Endpoint;
 use tonic::{Extensions, Request};
-
-/// An installation of its own: ports and a folder, which goes with it.
-struct Installation {
-    folder: PathBuf,
-    port_base: u16,
-    edge_port: u16,
-}
-
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Installation {
-    fn new(name: &str) -> Self {
-        let folder = env::temp_dir().join(format!("crm-cli-{}-{name}", process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-        let port_base = free_base();
-        Self { folder, port_base, edge_port: port_base + 30 }
-    }
-
-    fn crm(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_crm"));
-        command
-            .args(arguments)
-            .env("CRM_PORT_BASE", self.port_base.to_string())
-            .env("CRM_EDGE_PORT", self.edge_port.to_string())
-            .env("CRM_DATA_DIR", self.folder.join("data"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn start(&self) -> Running {
-        let log = self.folder.join("log");
-        let child = self
-            .crm(&["start"])
-            .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        Running { child, log }
-    }
-
-    fn output(&self, arguments: &[&str]) -> Output {
-        self.crm(arguments).output().unwrap()
-    }
-}
-
-impl Drop for Installation {
-    fn drop(&mut self) {
-        // Best effort: a failed test has said what matters already.
-        let _removed = fs::remove_dir_all(&self.folder);
-    }
-}
-
-impl Running {
-    /// Reads what it prints until it serves.
-    fn wait_until_it_serves(&mut self) -> String {
-        let mut printed = String::new();
-        let mut lines = BufReader::new(self.child.stdout.take().unwrap());
-        while !printed.contains("Ctrl-C stops everything") {
-            let read = lines.read_line(&mut printed).unwrap();
-            assert!(read > 0, "{printed}\n{}", fs::read_to_string(&self.log).unwrap());
-        }
-        printed
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
-    }
-
-    fn wait(mut self, patience: Duration) -> ExitStatus {
-        let until = Instant::now() + patience;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < until, "it did not end");
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // SIGTERM, so that it stops its PostgreSQL, even if the test failed.
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            self.signal("TERM");
-            let _ended = self.child.wait();
-        }
-    }
-}
-
-/// A base whose ports are free, and not another test's.
-fn free_base() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let start = 20_000 + (process::id() % 200) as u16 * 50;
-    std::iter::repeat_with(|| start + NEXT.fetch_add(50, Ordering::Relaxed))
-        .take(100)
-        .find(|base| [1, 2, 3, 20, 21, 30].iter().all(|offset| free(base + offset)))
-        .unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 fn postmaster(data: &Path) -> String {
     let pid = fs::read_to_string(data.join("postgres/data/postmaster.pid")).unwrap();
@@ -369,6 +262,7 @@ fn help_teaches_every_subcommand_and_variable() {
         "start",
         "health",
         "token",
+        "migrate",
         "seed",
         "reset",
         "CRM_PORT_BASE",

@@ -1,14 +1,17 @@
 //! The registry, wired: each paragraph is a part, in the order of need.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
 use crm_proto::identity::v1::auth_service_server::AuthServiceServer;
 use crm_proto::registry::v1::cluster_service_server::ClusterServiceServer;
 use crm_proto::registry::v1::lease_service_server::LeaseServiceServer;
+use crm_proto::registry::v1::migration_service_server::MigrationServiceServer;
 use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::activity::Activities;
@@ -17,11 +20,12 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::events::Events;
 use crate::fence::Fences;
-use crate::grpc::{AuthApi, ClusterApi, LeaseApi, TenantApi};
+use crate::grpc::{AuthApi, ClusterApi, LeaseApi, MigrationApi, TenantApi};
 use crate::identity::Identity;
 use crate::lease::Logins;
+use crate::migration::{Migrations, Wave};
 use crate::provisioning::Provisioner;
-use crate::schema::Schemas;
+use crate::schema::{Migrators, Schemas};
 use crate::tenant::Tenants;
 
 /// A schema set is larger than an ordinary request.
@@ -54,10 +58,16 @@ impl App {
         let database = Database::open(&config).await?;
         cluster::store::add_first(&database.registry, &config, clock.now()).await?;
 
-        // The template of tenant databases, with the platform's own schema.
-        let schemas = Schemas::new(database.clone(), clock.clone());
+        // The template of tenant databases, with the platform's own schema;
+        // and the wave that raises what is there already.
+        let migrators = Migrators::new(database.registry.clone(), config.master_key.clone());
+        let due = Arc::new(Notify::new());
+        let schemas = Schemas::new(database.clone(), migrators.clone(), due.clone(), clock.clone());
         schemas.register_platform().await?;
         tokio::spawn(schemas.clone().catch_up());
+        let wave = Wave::new(database.clone(), migrators, due.clone(), clock.clone());
+        tokio::spawn(wave.run());
+        let migrations = Migrations::new(database.clone(), due, clock.clone());
 
         // Who signs, and who may exchange a secret for a token.
         let identity =
@@ -93,6 +103,10 @@ impl App {
             )
             .service(
                 ClusterServiceServer::new(ClusterApi { clusters })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
+            .service(
+                MigrationServiceServer::new(MigrationApi { migrations })
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
             .service(

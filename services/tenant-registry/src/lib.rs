@@ -11,6 +11,7 @@ mod fence;
 mod grpc;
 pub mod identity;
 mod lease;
+mod migration;
 mod provisioning;
 mod schema;
 mod seal;

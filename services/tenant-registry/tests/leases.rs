@@ -30,6 +30,7 @@ async fn register(client: &Client, sql: &[&str]) -> Result<u32, Status> {
         version,
         description: "test".to_owned(),
         sql: (*sql).to_owned(),
+        oldest_service_version: 0,
     });
     let request = RegisterSchemaRequest { migrations: migrations.collect() };
     let mut leases = leases(client, server().addresses.internal);
@@ -131,6 +132,8 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
         "DROP SCHEMA contacts CASCADE; SELECT 1/0",
         "RESET ROLE; SET ROLE crm_platform_owner",
         "UPDATE platform.head SET revision = 7",
+        "COMMIT; BEGIN",
+        "ROLLBACK; BEGIN",
     ] {
         let outcome = register(&contacts, &[first, bad]).await;
         let expected = (Code::FailedPrecondition, "MIGRATION_FAILED".to_owned());
@@ -144,4 +147,15 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
     let unknown = register(&service("unknown"), &["SELECT 1"]).await;
     assert_eq!(code_and_reason(unknown).0, Code::NotFound);
     assert_eq!(field_faults(register(&contacts, &[]).await)[0].0, "migrations");
+    // A version that leaves itself behind.
+    let migration = Migration {
+        version: 1,
+        sql: first.to_owned(),
+        oldest_service_version: 2,
+        ..Migration::default()
+    };
+    let request = RegisterSchemaRequest { migrations: vec![migration] };
+    let mut leases = leases(&contacts, server().addresses.internal);
+    let faults = field_faults(leases.register_schema(contacts.request(request)).await);
+    assert_eq!(faults[0].0, "migrations[0].oldest_service_version");
 }

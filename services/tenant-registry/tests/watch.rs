@@ -124,6 +124,7 @@ async fn a_watcher_hears_everything_until_the_server_stops_or_its_token_dies() {
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
 
     // The token of a stream that opens now has two seconds left.
+    let client = service();
     server().clock.advance(TimeDelta::seconds(15 * 60 - 2));
     let mut short = watch(&client, server().addresses.internal).await.unwrap();
     let ended = loop {

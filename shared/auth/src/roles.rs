@@ -24,12 +24,13 @@ const ADMINISTER: &[Permission] = &[
     Permission::SystemMessagesSend,
     Permission::ChangesRead,
 ];
-
 const OPERATE: &[Permission] = &[
     Permission::TenantsRead,
     Permission::TenantsWrite,
     Permission::ClustersRead,
     Permission::ClustersWrite,
+    Permission::MigrationsRead,
+    Permission::MigrationsWrite,
 ];
 
 /// Every built-in role. An unknown role grants nothing.

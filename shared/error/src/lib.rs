@@ -208,6 +208,7 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::TenantNotSuspended
         | ErrorReason::MigrationChanged
         | ErrorReason::MigrationFailed
+        | ErrorReason::MigrationNotFailed
         | ErrorReason::ResourceDeleted
         | ErrorReason::ResourceNotDeleted
         | ErrorReason::ConversationClosed

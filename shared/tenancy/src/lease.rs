@@ -9,6 +9,7 @@ use crm_error::ErrorReason;
 use crm_proto::registry::v1::AcquireLeaseResponse;
 use crm_proto::registry::v1::acquire_lease_response::TlsMode;
 use moka::future::Cache;
+use moka::ops::compute::Op;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -23,6 +24,8 @@ use crate::watch::Refusals;
 const RENEW_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A lease dies at this age.
 const DIES_AFTER: Duration = Duration::from_secs(15 * 60);
+/// A tenant whose schema is too old is asked about again only after this.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How many tenants' leases are kept.
 const CACHED_LEASES: u64 = 100_000;
 
@@ -31,6 +34,7 @@ pub(crate) struct Lease {
     pub(crate) options: PgConnectOptions,
     pub(crate) session_cap: usize,
     pub(crate) schema_version: u32,
+    pub(crate) oldest_service_version: u32,
     pub(crate) generation: u32,
     pub(crate) tenant_generation: u32,
     pub(crate) access_version: u64,
@@ -53,6 +57,8 @@ pub(crate) struct Leases {
     application: &'static str,
     refusals: Refusals,
     cache: Cache<Uuid, Arc<Lease>>,
+    /// The tenants that were asked about lately, since their schema is too old.
+    asked: Cache<Uuid, ()>,
 }
 
 impl Leases {
@@ -62,7 +68,9 @@ impl Leases {
         refusals: Refusals,
     ) -> Self {
         let cache = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
-        Self { registry, application, refusals, cache }
+        let asked =
+            Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build();
+        Self { registry, application, refusals, cache, asked }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
@@ -79,6 +87,31 @@ impl Leases {
         Ok(lease)
     }
 
+    /// The lease of a tenant whose schema was older than `wanted`: the registry
+    /// may have raised it meanwhile. It is asked once in a second at most, and
+    /// by one caller; others get what is known.
+    pub(crate) async fn get_newer(
+        &self,
+        tenant: TenantId,
+        wanted: u32,
+    ) -> Result<Arc<Lease>, SessionError> {
+        let id = tenant.as_uuid();
+        let asking = |known: Option<moka::Entry<Uuid, Arc<Lease>>>| async move {
+            let is_new = known.is_some_and(|known| known.value().schema_version >= wanted);
+            if is_new || !self.asked.entry(id).or_insert(()).await.is_fresh() {
+                return Ok(Op::Nop);
+            }
+            self.acquire(tenant).await.map(Op::Put)
+        };
+        match self.cache.entry(id).and_try_compute_with(asking).await {
+            Ok(_) => {}
+            Err(status) if is_final(&status) => return Err(refused(&Arc::new(status))),
+            // Without the registry's word, what is known stands.
+            Err(status) => tracing::debug!(%status, "a newer lease could not be had"),
+        }
+        self.get(tenant).await
+    }
+
     /// Forgets a lease that the database did not honour, or that is outdated.
     pub(crate) async fn forget(&self, tenant: Uuid) {
         self.cache.invalidate(&tenant).await;
@@ -90,11 +123,7 @@ impl Leases {
             match leases.acquire(tenant).await {
                 Ok(lease) => leases.cache.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
-                Err(status)
-                    if matches!(status.code(), Code::NotFound | Code::FailedPrecondition) =>
-                {
-                    leases.forget(tenant.as_uuid()).await;
-                }
+                Err(status) if is_final(&status) => leases.forget(tenant.as_uuid()).await,
                 Err(_) => old.renewing.store(false, Ordering::Relaxed),
             }
         });
@@ -106,6 +135,7 @@ impl Leases {
             options: connect_options(&granted, self.application),
             session_cap: granted.session_cap as usize,
             schema_version: granted.schema_version,
+            oldest_service_version: granted.oldest_service_version,
             generation: granted.generation,
             tenant_generation: granted.tenant_generation,
             access_version: granted.access_version,
@@ -141,6 +171,11 @@ fn connect_options(lease: &AcquireLeaseResponse, application: &str) -> PgConnect
             // The server notices a dead client while it runs a statement.
             ("client_connection_check_interval", "1s".to_owned()),
         ])
+}
+
+/// Whether this is the registry's word on the tenant, rather than its silence.
+fn is_final(status: &Status) -> bool {
+    matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
 }
 
 fn refused(status: &Arc<Status>) -> SessionError {

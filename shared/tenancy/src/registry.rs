@@ -36,6 +36,9 @@ pub struct Migration {
     pub description: &'static str,
     /// The statements, run in one transaction as the schema's owner.
     pub sql: &'static str,
+    /// The oldest version of the service that still works with the schema once
+    /// this is there. 0: all do, as with every migration that only expands.
+    pub oldest_service_version: u32,
 }
 
 /// Where the registry answers.
@@ -118,6 +121,7 @@ impl RegistryClient {
                     version: migration.version,
                     description: migration.description.to_owned(),
                     sql: migration.sql.to_owned(),
+                    oldest_service_version: migration.oldest_service_version,
                 })
                 .collect(),
         };

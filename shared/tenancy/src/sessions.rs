@@ -222,7 +222,11 @@ impl Shared {
         tenant: TenantId,
         claims: TenantClaims,
     ) -> Result<Checkout, SessionError> {
-        let lease = self.leases.get(tenant).await?;
+        let wanted = self.settings.schema_version;
+        let mut lease = self.leases.get(tenant).await?;
+        if lease.schema_version < wanted {
+            lease = self.leases.get_newer(tenant, wanted).await?;
+        }
         self.check_lease(&lease, claims)?;
         let cluster = self.cluster(&lease);
         let grant = cluster.acquire(tenant, lease.session_cap).await;
@@ -267,8 +271,11 @@ impl Shared {
             return Err(SessionError::TokenVoid);
         }
         let (found, wanted) = (lease.schema_version, self.settings.schema_version);
-        // Migrations only expand, so that a newer schema serves as well.
-        if found < wanted { Err(SessionError::SchemaVersion { found, wanted }) } else { Ok(()) }
+        // A newer schema serves as well, unless it says that it does not.
+        if found < wanted || wanted < lease.oldest_service_version {
+            return Err(SessionError::SchemaVersion { found, wanted });
+        }
+        Ok(())
     }
 }
 

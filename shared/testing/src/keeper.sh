@@ -23,7 +23,9 @@ while :; do
 done
 # A test may have stopped it, and started it again: its own file says who it is.
 postmaster=$(head -n 1 "$3/data/postmaster.pid" 2>/dev/null)
-# From here on a new test program starts a server of its own.
+# From here on a new test program starts a server of its own. It may do so in
+# the same folders: what is removed has other names by then.
+mv "$3" "$3.gone" 2>/dev/null
 mv "$1" "$1.gone" 2>/dev/null
 if [ -n "$postmaster" ]; then
     kill -QUIT "$postmaster" 2>/dev/null
@@ -33,4 +35,4 @@ if [ -n "$postmaster" ]; then
         sleep 0.05
     done
 fi
-rm -rf "$1.gone" "$3"
+rm -rf "$1.gone" "$3.gone"

@@ -14,5 +14,5 @@ mod tenant;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use link::DataReplica;
 pub use postgres::OtherCluster;
-pub use server::{Replica, Server, own_server, server};
+pub use server::{Replica, Server, own_server, serve_alone, server};
 pub use tenant::Tenant;

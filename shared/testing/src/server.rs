@@ -39,9 +39,16 @@ pub struct Replica {
     running: tokio::task::JoinHandle<()>,
 }
 
+static SERVER: OnceLock<Server> = OnceLock::new();
+
+/// Makes [`server`] one on a PostgreSQL of this test program's own: for test
+/// programs that change what others share. It comes before any [`server`].
+pub fn serve_alone() -> &'static Server {
+    SERVER.get_or_init(|| serve(Postgres::own(), 0))
+}
+
 /// The suite of this test program, started by the first test that asks.
 pub fn server() -> &'static Server {
-    static SERVER: OnceLock<Server> = OnceLock::new();
     // Spares would only slow the run down: each test makes its tenants.
     SERVER.get_or_init(|| serve(Postgres::of_run(), 0))
 }

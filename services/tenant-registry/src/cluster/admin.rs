@@ -108,8 +108,8 @@ impl ClusterAdmin {
         name: &str,
         role: &str,
     ) -> Result<(), StoreError> {
-        self.execute(format!("GRANT {right} ON DATABASE {} TO {}", quoted(name), quoted(role)))
-            .await
+        let grant = format!("GRANT {right} ON DATABASE {} TO {}", quoted(name), quoted(role));
+        self.change_rights(name, grant).await
     }
 
     /// Takes such a right back.
@@ -119,8 +119,21 @@ impl ClusterAdmin {
         name: &str,
         role: &str,
     ) -> Result<(), StoreError> {
-        self.execute(format!("REVOKE {right} ON DATABASE {} FROM {}", quoted(name), quoted(role)))
-            .await
+        let revoke = format!("REVOKE {right} ON DATABASE {} FROM {}", quoted(name), quoted(role));
+        self.change_rights(name, revoke).await
+    }
+
+    /// One at a time for a database, as in `crm_cluster.ensure_login`: two
+    /// GRANTs at once on it fail.
+    async fn change_rights(&self, name: &str, statement: String) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('crm database ' || $1, 0))")
+            .bind(name.strip_prefix("tenant_").unwrap_or(name))
+            .execute(&mut *tx)
+            .await?;
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
     /// Removes a database, if it is there.

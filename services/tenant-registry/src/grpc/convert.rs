@@ -4,6 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crm_error::{ApiError, Violations};
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::{Kind, State};
+use crm_proto::registry::v1::tenant_migration::State as MigrationState;
 use crm_proto::registry::v1::watch_tenants_response::Event as EventMessage;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
@@ -14,6 +15,8 @@ use uuid::Uuid;
 use crate::activity::{Activity, ActivityRow, Report, TenantReport};
 use crate::events::{Event, StatusRow};
 use crate::lease::{LeaseRow, Login};
+use crate::migration::model::is_service;
+use crate::migration::{MigrationFilter, MigrationKey, ServiceMigrations, TenantMigration};
 use crate::schema::NewMigration;
 use crate::tenant::model::is_slug;
 use crate::tenant::{Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch};
@@ -65,7 +68,12 @@ impl From<Tenant> for pb::Tenant {
 
 impl From<pb::Migration> for NewMigration {
     fn from(migration: pb::Migration) -> Self {
-        Self { version: migration.version, description: migration.description, sql: migration.sql }
+        Self {
+            version: migration.version,
+            description: migration.description,
+            sql: migration.sql,
+            oldest_service_version: migration.oldest_service_version,
+        }
     }
 }
 
@@ -334,5 +342,94 @@ pub(super) fn lease(
         expire_time: Some(timestamp(now + LEASE)),
         tenant_generation: row.tenant_generation.unsigned_abs(),
         access_version: row.access_version.unsigned_abs(),
+        oldest_service_version: row.oldest_service_version.unsigned_abs(),
+    }
+}
+
+impl From<TenantMigration> for pb::TenantMigration {
+    fn from(migration: TenantMigration) -> Self {
+        let MigrationKey { tenant_id, service } = migration.key;
+        Self {
+            name: format!("tenants/{tenant_id}/migrations/{service}"),
+            service,
+            current_version: migration.current_version.unsigned_abs(),
+            target_version: migration.target_version.unsigned_abs(),
+            state: migration.state.into(),
+            attempts: migration.attempts.unsigned_abs(),
+            last_error: migration.last_error.unwrap_or_default(),
+            update_time: Some(timestamp(migration.update_time)),
+        }
+    }
+}
+
+impl From<ServiceMigrations> for pb::ServiceMigrations {
+    fn from(wave: ServiceMigrations) -> Self {
+        let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+        Self {
+            service: wave.service,
+            target_version: wave.target_version.unsigned_abs(),
+            total: count(wave.total),
+            current: count(wave.current),
+            pending: count(wave.pending),
+            running: count(wave.running),
+            failed: count(wave.failed),
+            stopped: wave.stopped,
+        }
+    }
+}
+
+/// A migration leaves its own version able to work.
+pub(super) fn check_migrations(migrations: &[pb::Migration], violations: &mut Violations) {
+    for (index, migration) in migrations.iter().enumerate() {
+        if migration.oldest_service_version > migration.version {
+            let field = format!("migrations[{index}].oldest_service_version");
+            violations.add(field, "VERSIONS", "At most the version of the migration.");
+        }
+    }
+}
+
+/// `tenants/{uuid}/migrations/{service}`.
+pub(super) fn migration_key(name: &str, violations: &mut Violations) -> Option<MigrationKey> {
+    let key = name.split_once("/migrations/").and_then(|(tenant, service)| {
+        let tenant_id = names::parse("tenants", tenant)?;
+        is_service(service).then(|| MigrationKey { tenant_id, service: service.to_owned() })
+    });
+    if key.is_none() && !name.is_empty() {
+        let text = "`tenants/`, a UUID, `/migrations/` and a service.";
+        violations.add("name", "RESOURCE_NAME", text);
+    }
+    key
+}
+
+pub(super) fn migration_filter(
+    request: &pb::ListTenantMigrationsRequest,
+    violations: &mut Violations,
+) -> MigrationFilter {
+    let mut wanted =
+        MigrationFilter { page_size: page::size(request.page_size), ..MigrationFilter::default() };
+    if request.parent != "tenants/-" {
+        wanted.tenant = tenant_key(&request.parent, "parent", violations);
+    }
+    for equals in filter::parse(&request.filter, &["state", "service"], violations) {
+        if equals.field == "service" {
+            wanted.service = Some(equals.value);
+            continue;
+        }
+        wanted.state = MigrationState::from_str_name(&equals.value);
+        if wanted.state.is_none() {
+            violations.add("filter", "FILTER", "`state` is one of TenantMigration.State.");
+        }
+    }
+    wanted
+}
+
+pub(super) fn migration_page(
+    page: Page<TenantMigration>,
+    binding: &Binding,
+) -> pb::ListTenantMigrationsResponse {
+    let next_page_token = page.next_token(binding, |last| last.key.clone());
+    pb::ListTenantMigrationsResponse {
+        tenant_migrations: page.items.into_iter().map(pb::TenantMigration::from).collect(),
+        next_page_token,
     }
 }

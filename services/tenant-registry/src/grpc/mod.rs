@@ -2,6 +2,7 @@
 
 mod cluster;
 mod convert;
+mod migration;
 mod tenant;
 
 use crm_auth::ServiceContext;
@@ -17,6 +18,7 @@ use futures_util::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 pub(crate) use cluster::ClusterApi;
+pub(crate) use migration::MigrationApi;
 pub(crate) use tenant::TenantApi;
 
 use crate::activity::Activities;
@@ -97,7 +99,8 @@ impl LeaseService for LeaseApi {
         &self,
         request: Request<pb::RegisterSchemaRequest>,
     ) -> Result<Response<pb::RegisterSchemaResponse>, Status> {
-        let (ctx, message, violations) = open::<ServiceContext, _>(request)?;
+        let (ctx, message, mut violations) = open::<ServiceContext, _>(request)?;
+        convert::check_migrations(&message.migrations, &mut violations);
         settle(Some(()), violations)?;
         let migrations = message.migrations.into_iter().map(NewMigration::from).collect();
         let version = self.schemas.register(ctx.service().to_owned(), migrations).await;

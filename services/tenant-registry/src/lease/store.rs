@@ -18,6 +18,7 @@ pub(crate) struct LeaseRow {
     pub(crate) tenant_generation: i32,
     pub(crate) access_version: i64,
     pub(crate) schema_version: i32,
+    pub(crate) oldest_service_version: i32,
 }
 
 /// Whether a tenant may be reached.
@@ -53,7 +54,12 @@ pub(super) async fn lease(
     let row = sqlx::query_as(
         "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state, t.is_settled,
              t.generation AS tenant_generation, t.access_version,
-             coalesce(v.version, 0) AS schema_version
+             coalesce(v.version, 0) AS schema_version,
+             coalesce((
+                 SELECT max(m.oldest_service_version)
+                 FROM migrations AS m
+                 WHERE m.service = v.service AND m.version <= v.version
+             ), 0) AS oldest_service_version
          FROM tenants AS t
          JOIN databases AS d ON d.database_id = t.tenant_id
          JOIN clusters AS c ON c.cluster = d.cluster

@@ -222,13 +222,18 @@ pub(super) struct SpareLevel {
 pub(super) async fn spare_levels(pool: &PgPool) -> Result<Vec<SpareLevel>, StoreError> {
     let levels = sqlx::query_as(
         "SELECT c.cluster, c.spare_target AS target, held.ready,
-             c.state = $1 AND is_current(c.template_id) AND held.ready < c.spare_target AS is_short
+             c.state = $1 AND is_current(c.template_id) AND held.kept < c.spare_target AS is_short
          FROM clusters AS c
          CROSS JOIN LATERAL (
-             SELECT count(*) AS ready
+             -- A spare with an old schema counts: a wave raises it, unless
+             -- that has failed.
+             SELECT count(*) FILTER (WHERE is_current(d.database_id)) AS ready
+                  , count(*) FILTER (WHERE NOT EXISTS (
+                        SELECT FROM database_migrations AS m
+                        WHERE m.database_id = d.database_id AND m.state = 4
+                    )) AS kept
              FROM databases AS d
              WHERE d.cluster = c.cluster AND d.purpose = 'spare' AND d.step = 'ready'
-                 AND is_current(d.database_id)
          ) AS held
          ORDER BY c.cluster",
     );

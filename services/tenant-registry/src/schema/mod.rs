@@ -1,28 +1,29 @@
 //! The schemas of services, and the templates that have them.
 //!
 //! A template is never changed: a new one is a clone of the last, migrated,
-//! closed, and only then made the one that tenants are cloned from.
-//!
-//! Migrations run over a login that is a member of just that schema's owner,
-//! so that whatever a migration says, it stays within its schema.
+//! closed, and only then made the one that tenants are cloned from. Databases
+//! that are there already are raised by a wave (`crate::migration`).
 
+mod migrator;
 mod store;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
-use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::PgAdvisoryLock;
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection};
+use tokio::sync::Notify;
 
-pub(crate) use store::MigrationRow;
+pub(crate) use migrator::{Migrator, Migrators, Raised, raise};
+pub(crate) use store::{migrations, services};
 
-use crate::cluster::{ClusterAdmin, quoted};
+use crate::cluster::ClusterAdmin;
 use crate::database::{Database, owned};
 use crate::provisioning::Step;
-use crate::seal::{SealError, fingerprint, new_secret, scram_verifier};
+use crate::seal::{SealError, fingerprint};
 
 /// Held by whoever takes in migrations or makes templates.
 const LOCK: &str = "crm schemas";
@@ -86,31 +87,98 @@ impl From<SchemaError> for ApiError {
     }
 }
 
+/// SQLSTATEs that say nothing about a migration: a lock was not free, two
+/// waited for each other, the server was short of something (PostgreSQL,
+/// appendix A).
+const PASSING: [&str; 3] = ["55P03", "40P01", "40001"];
+/// Classes of such: connections, resources, intervention by an operator.
+const PASSING_CLASSES: [&str; 3] = ["08", "53", "57"];
+/// The longest error that is kept, in characters.
+const MAX_ERROR: usize = 1000;
+
+impl SchemaError {
+    /// Whether another attempt may do better without anyone's doing.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Migration { source, .. } => {
+                let Some(error) = source.as_database_error() else { return true };
+                let code = error.code().unwrap_or_default();
+                PASSING.contains(&code.as_ref())
+                    || PASSING_CLASSES.iter().any(|class| code.starts_with(class))
+                    // The server still runs it for a process that is gone.
+                    || error.constraint() == Some("schema_migrations_pkey")
+            }
+            // The registry's own statements around a migration.
+            Self::Store(_) | Self::Task(_) => true,
+            Self::UnknownService
+            | Self::Gap
+            | Self::Changed(_)
+            | Self::Stray(_)
+            | Self::Seal(_) => false,
+        }
+    }
+
+    /// What an operator is told: PostgreSQL's word with its SQLSTATE.
+    pub(crate) fn report(&self) -> String {
+        let database = |error: &sqlx::Error| {
+            let error = error.as_database_error()?;
+            Some(format!("{}: {}", error.code().unwrap_or_default(), error.message()))
+        };
+        let text = match self {
+            Self::Migration { version, source, .. } => {
+                let cause = database(source).unwrap_or_else(|| crm_error::chain(source));
+                format!("migration {version}: {cause}")
+            }
+            Self::UnknownService
+            | Self::Gap
+            | Self::Changed(_)
+            | Self::Stray(_)
+            | Self::Seal(_)
+            | Self::Store(_)
+            | Self::Task(_) => crm_error::chain(self),
+        };
+        text.chars().take(MAX_ERROR).collect()
+    }
+}
+
 /// A migration as a service sends it.
 #[derive(Clone, Debug)]
 pub(crate) struct NewMigration {
     pub(crate) version: u32,
     pub(crate) description: String,
     pub(crate) sql: String,
+    pub(crate) oldest_service_version: u32,
 }
 
 /// The use cases of schemas.
 #[derive(Clone, Debug)]
 pub(crate) struct Schemas {
     database: Database,
+    migrators: Migrators,
+    /// Told when there is a new version.
+    registered: Arc<Notify>,
     clock: Clock,
 }
 
 impl Schemas {
-    pub(crate) fn new(database: Database, clock: Clock) -> Self {
-        Self { database, clock }
+    pub(crate) fn new(
+        database: Database,
+        migrators: Migrators,
+        registered: Arc<Notify>,
+        clock: Clock,
+    ) -> Self {
+        Self { database, migrators, registered, clock }
     }
 
     /// Takes in the registry's own schema.
     pub(crate) async fn register_platform(&self) -> Result<(), SchemaError> {
-        let migrations = (1..).zip(PLATFORM_MIGRATIONS).map(|(version, (description, sql))| {
-            NewMigration { version, description: description.to_owned(), sql: sql.to_owned() }
-        });
+        let migrations =
+            (1..).zip(PLATFORM_MIGRATIONS).map(|(version, (description, sql))| NewMigration {
+                version,
+                description: description.to_owned(),
+                sql: sql.to_owned(),
+                oldest_service_version: 0,
+            });
         self.register(PLATFORM.to_owned(), migrations.collect()).await?;
         Ok(())
     }
@@ -144,7 +212,10 @@ impl Schemas {
         }
         let known = store::migrations(&mut connection, service).await?;
         for (migration, known) in migrations.iter().zip(&known) {
-            if fingerprint(&migration.sql) != known.checksum {
+            if fingerprint(&migration.sql) != known.checksum
+                || i64::from(migration.oldest_service_version)
+                    != i64::from(known.oldest_service_version)
+            {
                 return Err(SchemaError::Changed(migration.version));
             }
         }
@@ -158,6 +229,7 @@ impl Schemas {
         }
         self.make_templates(&mut tx).await?;
         tx.commit().await.map_err(StoreError::from)?;
+        self.registered.notify_one();
         connection.release_now().await.map_err(StoreError::from)?;
         Ok(u32::try_from(migrations.len().max(known.len())).unwrap_or(u32::MAX))
     }
@@ -273,97 +345,17 @@ impl Schemas {
         }
         // A migration may grant to another service: the roles of all come first.
         let services = store::services(tx).await?;
-        let mut migrators = Vec::new();
-        for service in &services {
-            let password = new_secret()?;
-            admin.ensure_service(service, &scram_verifier(&password)?).await?;
-            migrators.push(Migrator::new(service, password));
-        }
-        for migrator in migrators {
-            let pending = store::pending(tx, cluster.template_id, &migrator.service).await?;
-            if !pending.is_empty() {
-                migrate_service(admin, &migrator, database, &pending).await?;
+        let migrators = self.migrators.ensure(admin, &services).await?;
+        for (service, migrator) in &migrators {
+            let known = store::version(tx, cluster.template_id, service).await?;
+            let set = store::migrations(tx, service).await?;
+            if set.iter().any(|migration| migration.version > known) {
+                let raised = raise(admin, migrator, database, known, &set).await;
+                raised.failure.map_or(Ok(()), Err)?;
             }
         }
         let stray = store::stray_schemas(&mut own, &services).await?;
         sqlx::Connection::close(own).await.map_err(StoreError::from)?;
         if stray.is_empty() { Ok(()) } else { Err(SchemaError::Stray(stray.join(", "))) }
     }
-}
-
-async fn migrate_service(
-    admin: &ClusterAdmin,
-    migrator: &Migrator,
-    database: &str,
-    pending: &[MigrationRow],
-) -> Result<(), SchemaError> {
-    admin.grant("CONNECT", database, &migrator.login).await?;
-    let password = migrator.password.expose_secret();
-    let mut session = admin.connect_as(database, &migrator.login, password).await?;
-    if pending.first().is_some_and(|first| first.version == 1) {
-        // The right to make a schema lasts for just this one.
-        admin.grant("CREATE", database, &migrator.owner).await?;
-        let made = prepare(&mut session, migrator).await;
-        admin.revoke("CREATE", database, &migrator.owner).await?;
-        made?;
-    }
-    let applied = apply(&mut session, migrator, pending).await;
-    sqlx::Connection::close(session).await.map_err(StoreError::from)?;
-    admin.revoke("CONNECT", database, &migrator.login).await?;
-    applied
-}
-
-/// Who runs a service's migrations: a login that is a member of the owner of
-/// its schema, and of nothing else. The password is new each time.
-struct Migrator {
-    service: String,
-    owner: String,
-    login: String,
-    password: SecretString,
-}
-
-impl Migrator {
-    fn new(service: &str, password: SecretString) -> Self {
-        Self {
-            service: service.to_owned(),
-            owner: format!("crm_{service}_owner"),
-            login: format!("crm_{service}_migrator"),
-            password,
-        }
-    }
-}
-
-/// Makes the schema of a service, in which PUBLIC has no rights by default.
-async fn prepare(session: &mut PgConnection, migrator: &Migrator) -> Result<(), StoreError> {
-    let (schema, owner) = (quoted(&migrator.service), quoted(&migrator.owner));
-    let statements = format!(
-        "SET ROLE {owner};
-         CREATE SCHEMA {schema};
-         ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
-         ALTER DEFAULT PRIVILEGES REVOKE USAGE ON TYPES FROM PUBLIC;"
-    );
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(session).await?;
-    Ok(())
-}
-
-/// Runs migrations as the owner of their schema, each in a transaction.
-async fn apply(
-    session: &mut PgConnection,
-    migrator: &Migrator,
-    pending: &[MigrationRow],
-) -> Result<(), SchemaError> {
-    let owner = quoted(&migrator.owner);
-    for migration in pending {
-        let failed = |source| SchemaError::Migration {
-            service: migrator.service.clone(),
-            version: migration.version,
-            source,
-        };
-        let statements = format!(
-            "RESET ALL; SET ROLE {owner}; SET lock_timeout = '2s';\nBEGIN;\n{}\n;COMMIT;",
-            migration.sql
-        );
-        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *session).await.map_err(failed)?;
-    }
-    Ok(())
 }

@@ -11,9 +11,10 @@ use crate::provisioning::Step;
 /// A migration that was registered.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct MigrationRow {
-    pub(super) version: i32,
+    pub(crate) version: i32,
     pub(super) checksum: Vec<u8>,
     pub(super) sql: String,
+    pub(super) oldest_service_version: i32,
 }
 
 /// A cluster whose template lacks a migration.
@@ -26,7 +27,7 @@ pub(super) struct ClusterBehind {
     pub(super) is_first: bool,
 }
 
-pub(super) async fn services(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
+pub(crate) async fn services(connection: &mut PgConnection) -> Result<Vec<String>, StoreError> {
     // The platform comes first: the others use its functions.
     let services =
         sqlx::query_scalar("SELECT service FROM services ORDER BY service <> 'platform', service");
@@ -41,33 +42,54 @@ pub(super) async fn is_service(
     Ok(known.bind(service).fetch_one(connection).await?)
 }
 
-pub(super) async fn migrations(
+/// The set of a service, in order of the versions.
+pub(crate) async fn migrations(
     connection: &mut PgConnection,
     service: &str,
 ) -> Result<Vec<MigrationRow>, StoreError> {
     let rows = sqlx::query_as(
-        "SELECT version, checksum, sql FROM migrations WHERE service = $1 ORDER BY version",
+        "SELECT version, checksum, sql, oldest_service_version
+         FROM migrations
+         WHERE service = $1
+         ORDER BY version",
     );
     Ok(rows.bind(service).fetch_all(connection).await?)
 }
 
-/// The migrations that a template lacks.
-pub(super) async fn pending(
+/// The version that a service's schema is known to have in a database.
+pub(super) async fn version(
     connection: &mut PgConnection,
-    template_id: Option<Uuid>,
+    database_id: Option<Uuid>,
     service: &str,
-) -> Result<Vec<MigrationRow>, StoreError> {
-    let rows = sqlx::query_as(
-        "SELECT m.version, m.checksum, m.sql
-         FROM migrations AS m
-         WHERE m.service = $2
-             AND m.version > coalesce((
-                 SELECT v.version FROM schema_versions AS v
-                 WHERE v.database_id = $1 AND v.service = $2
-             ), 0)
-         ORDER BY m.version",
+) -> Result<i32, StoreError> {
+    let version = sqlx::query_scalar(
+        "SELECT version FROM schema_versions WHERE database_id = $1 AND service = $2",
     );
-    Ok(rows.bind(template_id).bind(service).fetch_all(connection).await?)
+    let version = version.bind(database_id).bind(service).fetch_optional(connection).await?;
+    Ok(version.unwrap_or(0))
+}
+
+pub(super) async fn migrator_secret(
+    registry: &PgPool,
+    service: &str,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let secret = sqlx::query_scalar("SELECT migrator_secret FROM services WHERE service = $1");
+    Ok(secret.bind(service).fetch_one(registry).await?)
+}
+
+/// Keeps the first secret, and answers it.
+pub(super) async fn keep_migrator_secret(
+    registry: &PgPool,
+    service: &str,
+    secret: &[u8],
+) -> Result<Vec<u8>, StoreError> {
+    let kept = sqlx::query_scalar(
+        "UPDATE services
+         SET migrator_secret = coalesce(migrator_secret, $2)
+         WHERE service = $1
+         RETURNING migrator_secret",
+    );
+    Ok(kept.bind(service).bind(secret).fetch_one(registry).await?)
 }
 
 pub(super) async fn insert_migration(
@@ -78,14 +100,16 @@ pub(super) async fn insert_migration(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "INSERT INTO migrations (service, version, description, checksum, sql, create_time)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO migrations
+             (service, version, description, checksum, sql, oldest_service_version, create_time)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(service)
     .bind(i32::try_from(migration.version).unwrap_or(i32::MAX))
     .bind(&migration.description)
     .bind(checksum)
     .bind(&migration.sql)
+    .bind(i32::try_from(migration.oldest_service_version).unwrap_or(i32::MAX))
     .bind(now)
     .execute(connection)
     .await?;

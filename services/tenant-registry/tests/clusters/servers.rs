@@ -48,6 +48,7 @@ async fn register(server: &Server, sql: &[&str]) -> Result<u32, Status> {
         version,
         description: "a test's".to_owned(),
         sql: (*sql).to_owned(),
+        oldest_service_version: 0,
     });
     let request = RegisterSchemaRequest { migrations: migrations.collect() };
     let registered = leases.register_schema(client.request(request)).await?;
