@@ -20,6 +20,7 @@ pub const SERVICE: DataService = DataService {
         sql: include_str!("../migrations/0001_contacts.sql"),
         oldest_service_version: 0,
     }],
+    port: 50052,
 };
 
 /// Starts contacts.

@@ -31,6 +31,7 @@ async fn start_next_version(more: &[Migration]) -> SocketAddr {
         registry: RegistryEndpoints {
             public: format!("http://{}", server().addresses.registry),
             internal: format!("http://{}", server().addresses.internal),
+            tls: None,
         },
         secret: server().secrets().contacts.clone(),
         instance: address.to_string(),

@@ -32,6 +32,7 @@ pub const SERVICE: DataService = DataService {
             oldest_service_version: 0,
         },
     ],
+    port: 50053,
 };
 
 /// Starts messaging.

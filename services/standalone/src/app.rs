@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::net::SocketAddr;
 
-use crm_auth::{Audience, INTERNAL_SERVICE, PLATFORM_OPERATOR, Verifier};
+use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
 use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, bind, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::data::Secrets;
 
 /// The account of whoever holds the data folder.
-pub const LOCAL_OPERATOR: &str = "serviceAccounts/00000000-0000-7000-8000-000000000001";
+pub const LOCAL_OPERATOR: &str = registry::OPERATOR;
 /// How many sessions one process of a service may hold for one tenant.
 const SESSION_CAP: u32 = 10;
 /// How many spare databases a cluster keeps.
@@ -95,29 +95,19 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// What the registry is told by the suite.
 pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> registry::Config {
-    let service = |name: &str, secret| Account {
-        name: format!("services/{name}"),
-        display_name: name.to_owned(),
-        role: INTERNAL_SERVICE,
-        secret,
-    };
     registry::Config {
         cluster: ClusterAddress {
             id: "local".to_owned(),
             host: superuser.get_host().to_owned(),
             port: superuser.get_port(),
+            verify_tls: false,
         },
         password: secrets.registry.clone(),
         master_key: secrets.master_key.clone(),
         accounts: vec![
-            Account {
-                name: LOCAL_OPERATOR.to_owned(),
-                display_name: "local operator".to_owned(),
-                role: PLATFORM_OPERATOR,
-                secret: secrets.operator.clone(),
-            },
-            service(crm_contacts::app::SERVICE.name, secrets.contacts.clone()),
-            service(crm_messaging::app::SERVICE.name, secrets.messaging.clone()),
+            Account::operator(secrets.operator.clone()),
+            Account::service(crm_contacts::app::SERVICE.name, secrets.contacts.clone()),
+            Account::service(crm_messaging::app::SERVICE.name, secrets.messaging.clone()),
         ],
         session_cap: SESSION_CAP,
         spares: SPARES,
@@ -154,6 +144,7 @@ impl Suite {
         let endpoints = RegistryEndpoints {
             public: format!("http://{}", addresses.registry),
             internal: format!("http://{}", addresses.internal),
+            tls: None,
         };
         let data_service = |secret: &SecretString, at: SocketAddr| DataConfig {
             instance: at.to_string(),

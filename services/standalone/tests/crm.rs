@@ -13,6 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use clap::CommandFactory as _;
+
 use crm_proto::contacts::v1::ListContactsRequest;
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::messaging::v1::ListConversationsRequest;
@@ -271,7 +273,15 @@ fn help_teaches_every_subcommand_and_variable() {
     ] {
         assert!(help.contains(word), "{word} is not in\n{help}");
     }
-    assert_eq!(variables(&help), variables(include_str!("../../../.env.example")));
+    let processes = [
+        crm_tenant_registry::cli::Cli::command(),
+        crm_contacts::app::SERVICE.command(),
+        crm_messaging::app::SERVICE.command(),
+    ];
+    let helps: String =
+        processes.into_iter().map(|mut command| command.render_help().to_string()).collect();
+    let told = format!("{help} {helps} CRM_CONFIG");
+    assert_eq!(variables(&told), variables(include_str!("../../../.env.example")));
 }
 
 /// The variables that a text names.

@@ -13,6 +13,7 @@ use crm_proto::registry::v1::tenant_service_server::TenantServiceServer;
 use crm_service::{Health, MAX_MESSAGE_BYTES, Stack, StackBuilder};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 
 use crate::activity::Activities;
 use crate::cluster::{self, Clusters};
@@ -20,7 +21,7 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::events::Events;
 use crate::fence::Fences;
-use crate::grpc::{AuthApi, ClusterApi, LeaseApi, MigrationApi, TenantApi};
+use crate::grpc::{AuthApi, ClusterApi, LeaseApi, MigrationApi, TenantApi, certificate_fits};
 use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::migration::{Migrations, Wave};
@@ -38,7 +39,7 @@ pub struct App {
     pub public: Stack,
     /// Whether `public` can do its work.
     pub public_health: Health,
-    /// Leases and schemas, for the services of this suite.
+    /// Leases, schemas and tokens, for the services of this suite.
     pub internal: Stack,
     /// Whether `internal` can do its work.
     pub internal_health: Health,
@@ -117,8 +118,17 @@ impl App {
         let session_cap = config.session_cap;
         let leases =
             LeaseApi { logins, schemas, activities, events, session_cap, clock: clock.clone() };
+        let leases = LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES);
         let (internal, internal_health) = StackBuilder::default()
-            .service(LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES))
+            // What becomes of tenants is told in their own terms.
+            .describing(["crm.registry.v1.Tenant"])
+            .service(InterceptedService::new(leases, certificate_fits))
+            // Here services also get their tokens: what they send for them is
+            // as secret as what they get.
+            .service(
+                AuthServiceServer::new(AuthApi { identity: identity.clone() })
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
             .build("tenant-registry-internal", verifier(Audience::Internal)?, clock)?;
         Ok(Self { public, public_health, internal, internal_health, drain })
     }

@@ -1,8 +1,12 @@
 //! What the registry is told at its start.
 
+use crm_auth::{INTERNAL_SERVICE, PLATFORM_OPERATOR};
 use secrecy::SecretString;
 
 use crate::seal::MasterKey;
+
+/// The account of whoever holds the registry's configuration.
+pub const OPERATOR: &str = "serviceAccounts/00000000-0000-7000-8000-000000000001";
 
 /// The configuration of the registry.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct ClusterAddress {
     pub host: String,
     /// Its TCP port.
     pub port: u16,
+    /// Whether it is reached by TLS, with a certificate that fits the host.
+    pub verify_tls: bool,
 }
 
 /// A service account and its secret.
@@ -44,4 +50,26 @@ pub struct Account {
     pub role: &'static str,
     /// 256 random bits, as text.
     pub secret: SecretString,
+}
+
+impl Account {
+    /// The operator's.
+    pub fn operator(secret: SecretString) -> Self {
+        Self {
+            name: OPERATOR.to_owned(),
+            display_name: "operator".to_owned(),
+            role: PLATFORM_OPERATOR,
+            secret,
+        }
+    }
+
+    /// That of a service of this suite.
+    pub fn service(name: &str, secret: SecretString) -> Self {
+        Self {
+            name: format!("services/{name}"),
+            display_name: name.to_owned(),
+            role: INTERNAL_SERVICE,
+            secret,
+        }
+    }
 }

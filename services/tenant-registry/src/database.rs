@@ -3,28 +3,38 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crm_tenancy::{SessionError, StoreError};
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::PgConnection;
 use sqlx::postgres::{
     PgAdvisoryLock, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgSslMode,
 };
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::{sleep, timeout};
 use tracing::Instrument as _;
 
 use crate::cluster::ClusterAdmin;
 use crate::cluster::store::{self, ClusterAddressRow};
-use crate::config::Config;
+use crate::config::{ClusterAddress, Config};
 use crate::seal::{MasterKey, SealError};
 
 /// The registry's own database.
 const DATABASE: &str = "crm_registry";
+/// A database that every server has, and that the login may reach.
+const SERVER_DATABASE: &str = "postgres";
 /// Its login, there and in every cluster.
 const USER: &str = "crm_registry";
 /// The most connections to the registry's database.
 const REGISTRY_CONNECTIONS: u32 = 10;
+/// How long a server that is not there yet may take to answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// When it is asked again: after this, then after twice the time, and so on.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// The longest pause between two questions.
+const ASK_AGAIN_AT_LAST: Duration = Duration::from_secs(3);
 
 /// The registry's connections.
 #[derive(Clone)]
@@ -55,14 +65,12 @@ impl Database {
 
     /// The connections to what is there already.
     pub(crate) fn connect(config: &Config) -> Self {
-        let address = &config.cluster;
-        let options = options(&address.host, address.port, PgSslMode::Disable, &config.password);
-        let first = ClusterAdmin::new(options);
+        let first = ClusterAdmin::new(first_options(config));
         let registry = PgPoolOptions::new()
             .max_connections(REGISTRY_CONNECTIONS)
             .acquire_timeout(Duration::from_secs(3))
             .connect_lazy_with(first.options(DATABASE));
-        let clusters = HashMap::from([(address.id.clone(), first)]);
+        let clusters = HashMap::from([(config.cluster.id.clone(), first)]);
         let clusters = Arc::new(Mutex::new(clusters));
         Self { registry, master_key: config.master_key.clone(), clusters }
     }
@@ -134,6 +142,46 @@ impl Database {
             .connect_lazy_with(options);
         Ok(PgListener::connect_with(&one).await?)
     }
+}
+
+/// Waits for the server of the registry's own database, which may start later
+/// than the registry, or be starting.
+///
+/// # Errors
+///
+/// When it refuses the registry's login, or its certificate does not fit.
+pub(crate) async fn wait_for_server(config: &Config) -> Result<(), StoreError> {
+    let ClusterAddress { host, port, .. } = &config.cluster;
+    let options = first_options(config).database(SERVER_DATABASE);
+    let mut pause = ASK_AGAIN_AFTER;
+    loop {
+        let connected = timeout(ANSWERS_WITHIN, PgConnection::connect_with(&options)).await;
+        match connected.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into()))) {
+            Ok(connection) => return Ok(connection.close().await?),
+            Err(error) if is_absent(&error) => {
+                tracing::warn!(host, port, cause = %error, "waiting for PostgreSQL");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        sleep(pause).await;
+        pause = ASK_AGAIN_AT_LAST.min(pause * 2);
+    }
+}
+
+/// Whether there is no server, or one that is starting, stopping or full.
+fn is_absent(error: &sqlx::Error) -> bool {
+    let state = error.as_database_error().and_then(|error| error.code());
+    // A certificate that does not fit is invalid data: waiting does not help.
+    matches!(error, sqlx::Error::Io(error) if error.kind() != io::ErrorKind::InvalidData)
+        || state
+            .is_some_and(|state| matches!(state.as_ref(), "57P01" | "57P02" | "57P03" | "53300"))
+}
+
+/// How the registry's login reaches its own cluster.
+fn first_options(config: &Config) -> PgConnectOptions {
+    let ClusterAddress { host, port, verify_tls, .. } = &config.cluster;
+    let ssl_mode = if *verify_tls { PgSslMode::VerifyFull } else { PgSslMode::Disable };
+    options(host, *port, ssl_mode, &config.password)
 }
 
 /// The administrative connections to a server that need not be known yet.

@@ -2,6 +2,7 @@
 
 mod activity;
 pub mod app;
+pub mod cli;
 pub mod config;
 
 mod cluster;
@@ -19,5 +20,5 @@ mod tenant;
 
 pub use activity::RESERVED_CONNECTIONS;
 pub use app::App;
-pub use config::{Account, ClusterAddress, Config};
+pub use config::{Account, ClusterAddress, Config, OPERATOR};
 pub use seal::{MasterKey, SealError, new_secret, scram_verifier};

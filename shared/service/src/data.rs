@@ -19,6 +19,8 @@ pub struct DataService {
     pub application: &'static str,
     /// Its schema. Append only.
     pub migrations: &'static [Migration],
+    /// Where it listens by default.
+    pub port: u16,
 }
 
 /// What a data service is told at its start.

@@ -29,6 +29,8 @@ pub(crate) const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 pub(crate) const CONNECTION_GRACE: Duration = Duration::from_secs(60);
 /// How long calls may go on after the first signal to stop.
 pub(crate) const DRAIN: Duration = Duration::from_secs(6);
+/// How long a client may take for the TLS handshake.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Calls of one service that may run at once; more are refused, not queued.
 const CALLS_AT_ONCE: usize = 1024;

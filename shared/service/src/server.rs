@@ -79,11 +79,27 @@ where
         + 'static,
     S::Future: Send + 'static,
 {
+    serve_on(Server::builder().accept_http1(http1), listener, service, shutdown).await
+}
+
+/// As [`serve`], with a server of its own settings, TLS among them.
+pub(crate) async fn serve_on<S>(
+    server: Server,
+    listener: TcpListener,
+    service: S,
+    shutdown: CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+{
     let calls = Arc::new(());
     let service = InFlight { calls: calls.clone(), inner: service };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let serving = Server::builder()
-        .accept_http1(http1)
+    let serving = server
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
         .http2_max_header_list_size(limits::HEADER_LIST_BYTES)

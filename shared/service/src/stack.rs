@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use axum::response::IntoResponse;
 use crm_auth::{AuthLayer, Verifier};
 use crm_clock::Clock;
 use crm_proto::rules::Rules;
@@ -86,12 +87,13 @@ impl StackBuilder {
     #[must_use]
     pub fn service<S>(mut self, service: S) -> Self
     where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        S: Service<Request<Body>, Error = Infallible>
             + NamedService
             + Clone
             + Send
             + Sync
             + 'static,
+        S::Response: IntoResponse,
         S::Future: Send + 'static,
     {
         self.names.push(S::NAME);

@@ -13,15 +13,17 @@ use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 /// A token is renewed when less than this is left of it.
 const TOKEN_MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(120);
 /// How often the keys are fetched.
 const KEYS_EVERY: Duration = Duration::from_secs(30);
-/// How long to wait before another attempt.
-pub(crate) const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// How long to wait before another attempt; then twice the time, and so on.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// The longest pause between two attempts.
+const RETRY_AT_LAST: Duration = Duration::from_secs(3);
 /// How long a call to the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Building a template takes longer than a call.
@@ -48,6 +50,8 @@ pub struct RegistryEndpoints {
     pub public: String,
     /// Its internal listener, which serves leases.
     pub internal: String,
+    /// Who the client is and whom it believes, where these are `https`.
+    pub tls: Option<ClientTlsConfig>,
 }
 
 /// A client of the registry, with the credentials of one service.
@@ -78,7 +82,7 @@ impl RegistryClient {
     ///
     /// # Errors
     ///
-    /// When an endpoint is no URL.
+    /// When an endpoint is no URL, or a certificate cannot be used.
     pub fn new(
         service: &'static str,
         secret: SecretString,
@@ -86,7 +90,11 @@ impl RegistryClient {
         clock: Clock,
     ) -> Result<Self, tonic::transport::Error> {
         let channel = |url: &str| -> Result<Channel, tonic::transport::Error> {
-            let endpoint = Endpoint::from_shared(url.to_owned())?
+            let mut endpoint = Endpoint::from_shared(url.to_owned())?;
+            if let Some(tls) = endpoints.tls.clone().filter(|_| url.starts_with("https:")) {
+                endpoint = endpoint.tls_config(tls)?;
+            }
+            let endpoint = endpoint
                 .connect_timeout(Duration::from_secs(1))
                 .tcp_nodelay(true)
                 .http2_keep_alive_interval(Duration::from_secs(20));
@@ -125,20 +133,12 @@ impl RegistryClient {
                 })
                 .collect(),
         };
-        loop {
-            let attempt = async {
-                let request = self.authorized(request.clone(), REGISTER_TIMEOUT).await?;
-                self.lease.clone().register_schema(request).await
-            };
-            match attempt.await {
-                Ok(_) => return Ok(()),
-                Err(status) if is_transient(&status) => {
-                    tracing::warn!(%status, "waiting for the tenant-registry");
-                    tokio::time::sleep(RETRY_EVERY).await;
-                }
-                Err(status) => return Err(status),
-            }
-        }
+        patiently(async || {
+            let request = self.authorized(request.clone(), REGISTER_TIMEOUT).await?;
+            self.lease.clone().register_schema(request).await
+        })
+        .await?;
+        Ok(())
     }
 
     /// Gives the verifier the registry's keys now, and keeps them fresh as
@@ -147,9 +147,9 @@ impl RegistryClient {
     ///
     /// # Errors
     ///
-    /// When the registry does not answer the first time.
+    /// When the registry refuses.
     pub async fn follow_keys(&self, verifier: Verifier) -> Result<(), Status> {
-        self.fetch_keys(&verifier).await?;
+        patiently(async || self.fetch_keys(&verifier).await).await?;
         let client = self.clone();
         tokio::spawn(async move {
             loop {
@@ -234,8 +234,23 @@ impl RegistryClient {
     }
 }
 
+/// Calls a registry that may not be there yet, until it answers.
+pub(crate) async fn patiently<T>(call: impl AsyncFn() -> Result<T, Status>) -> Result<T, Status> {
+    let mut pause = RETRY_AFTER;
+    loop {
+        match call().await {
+            Err(status) if is_transient(&status) => {
+                tracing::warn!(%status, "waiting for the tenant-registry");
+                tokio::time::sleep(pause).await;
+                pause = RETRY_AT_LAST.min(pause * 2);
+            }
+            answered => return answered,
+        }
+    }
+}
+
 /// Whether another attempt can help.
-pub(crate) fn is_transient(status: &Status) -> bool {
+fn is_transient(status: &Status) -> bool {
     matches!(
         status.code(),
         tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled

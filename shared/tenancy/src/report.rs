@@ -6,7 +6,7 @@ use std::time::Duration;
 use crm_proto::registry::v1::{ReportActivityRequest, TenantCalls};
 use tonic::{Code, Status};
 
-use crate::registry::{RETRY_EVERY, RegistryClient, is_transient};
+use crate::registry::{RegistryClient, patiently};
 
 /// How often a report is sent. The registry takes a process for dead that has
 /// been silent for three times as long.
@@ -39,12 +39,8 @@ impl Reporter {
     pub(crate) async fn join(&mut self) -> Result<(), Status> {
         loop {
             let first = self.next(Vec::new());
-            match self.registry.report_activity(first).await {
+            match patiently(async || self.registry.report_activity(first.clone()).await).await {
                 Ok(()) => return Ok(()),
-                Err(status) if is_transient(&status) => {
-                    tracing::warn!(%status, "waiting for the tenant-registry");
-                    tokio::time::sleep(RETRY_EVERY).await;
-                }
                 // A process that this one replaces may be about to end.
                 Err(status) if status.code() == Code::FailedPrecondition => {
                     let reason = status.message();

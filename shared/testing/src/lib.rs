@@ -8,11 +8,13 @@
 mod client;
 mod link;
 mod postgres;
+mod process;
 mod server;
 mod tenant;
 
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use link::DataReplica;
 pub use postgres::OtherCluster;
+pub use process::{Folder, Process, health, program};
 pub use server::{Replica, Server, own_server, serve_alone, server};
 pub use tenant::Tenant;

@@ -34,6 +34,7 @@ impl Server {
         let endpoints = RegistryEndpoints {
             public: forward(self.addresses.registry, link.clone()).await,
             internal: forward(self.addresses.internal, link).await,
+            tls: None,
         };
         let config = |secret: &SecretString, listener: &TcpListener| DataConfig {
             registry: endpoints.clone(),

@@ -41,18 +41,20 @@ pub(crate) async fn add_first(
     config: &Config,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let ClusterAddress { id, host, port } = &config.cluster;
+    let ClusterAddress { id, host, port, verify_tls } = &config.cluster;
     sqlx::query(
         "INSERT INTO clusters
-             (cluster, host, port, system_identifier, spare_target, create_time, update_time)
-         SELECT $1, $2, $3, system_identifier, $4, $5, $5 FROM pg_control_system()
+             (cluster, host, port, tls_mode, system_identifier, spare_target, create_time,
+              update_time)
+         SELECT $1, $2, $3, $4, system_identifier, $5, $6, $6 FROM pg_control_system()
          ON CONFLICT (cluster) DO UPDATE
-         SET host = excluded.host, port = excluded.port,
+         SET host = excluded.host, port = excluded.port, tls_mode = excluded.tls_mode,
              system_identifier = excluded.system_identifier",
     )
     .bind(id)
     .bind(host)
     .bind(i32::from(*port))
+    .bind(if *verify_tls { TlsMode::VerifyFull } else { TlsMode::Disabled } as i16)
     .bind(i32::try_from(config.spares).unwrap_or(i32::MAX))
     .bind(now)
     .execute(registry)

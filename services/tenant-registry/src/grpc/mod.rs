@@ -1,5 +1,6 @@
 //! The registry's gRPC methods: decode, call, encode.
 
+mod certificate;
 mod cluster;
 mod convert;
 mod migration;
@@ -17,6 +18,7 @@ use crm_service::{names, timestamp};
 use futures_util::stream::{BoxStream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
+pub(crate) use certificate::certificate_fits;
 pub(crate) use cluster::ClusterApi;
 pub(crate) use migration::MigrationApi;
 pub(crate) use tenant::TenantApi;

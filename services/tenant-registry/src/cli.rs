@@ -1,0 +1,244 @@
+//! The registry as a process of its own: its options, and what it does.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use crm_clock::Clock;
+use crm_service::{
+    Door, Served, Telemetry, parse_or_exit_usage, pem_file, run, secret_file, serve_process,
+    server_tls,
+};
+use futures_util::FutureExt as _;
+use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::ServerTlsConfig;
+
+use crate::app::{App, identity};
+use crate::config::{Account, ClusterAddress, Config, OPERATOR};
+use crate::database::wait_for_server;
+use crate::seal::MasterKey;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// The tenant-registry of the CRM, in a process of its own
+#[derive(Debug, Parser)]
+#[command(name = "tenant-registry", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Where it listens, for everyone
+    #[arg(
+        long,
+        env = "CRM_REGISTRY_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50051"
+    )]
+    listen: SocketAddr,
+    /// Where it serves leases, for the services alone; anywhere but on this machine's loopback only with certificates
+    #[arg(
+        long,
+        env = "CRM_REGISTRY_INTERNAL_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50071"
+    )]
+    internal_listen: SocketAddr,
+    /// The host of the PostgreSQL that holds the registry's database, and the first tenants'
+    #[arg(long, env = "CRM_DATABASE_HOST", value_name = "HOST", default_value = "127.0.0.1")]
+    database_host: String,
+    /// Its port
+    #[arg(long, env = "CRM_DATABASE_PORT", value_name = "PORT", default_value_t = 5432,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    database_port: u16,
+    /// Whether connections to it are encrypted, and its certificate verified (PGSSLROOTCERT names the file of the CA)
+    #[arg(long, env = "CRM_DATABASE_TLS", value_name = "MODE", default_value = "disabled")]
+    database_tls: DatabaseTls,
+    /// The file with the password of its role crm_registry
+    #[arg(long, env = "CRM_DATABASE_PASSWORD_FILE", value_name = "FILE", value_parser = secret_file)]
+    database_password_file: SecretString,
+    /// Its id, as in clusters/{cluster}; it never changes
+    #[arg(long, env = "CRM_CLUSTER", value_name = "ID", default_value = "local", value_parser = cluster_id)]
+    cluster: String,
+    /// The file with the key that seals secrets: 32 bytes, base64url without padding
+    #[arg(long, env = "CRM_MASTER_KEY_FILE", value_name = "FILE", value_parser = master_key)]
+    master_key_file: MasterKey,
+    /// The file with the secret of the operator's account
+    #[arg(long, env = "CRM_OPERATOR_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
+    operator_secret_file: SecretString,
+    /// The file with the secret of the service contacts
+    #[arg(long, env = "CRM_CONTACTS_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
+    contacts_secret_file: SecretString,
+    /// The file with the secret of the service messaging
+    #[arg(long, env = "CRM_MESSAGING_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
+    messaging_secret_file: SecretString,
+    /// The most sessions that one process of a service may have with one tenant
+    #[arg(long, env = "CRM_SESSION_CAP", value_name = "COUNT", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    session_cap: u32,
+    /// How many spare databases the first cluster keeps when it is new
+    #[arg(long, env = "CRM_SPARES", value_name = "COUNT", default_value_t = 4,
+          value_parser = clap::value_parser!(u32).range(0..=1000))]
+    spares: u32,
+    /// The certificate of the listener for leases
+    #[arg(long, env = "CRM_REGISTRY_TLS_CERT_FILE", value_name = "FILE", value_parser = pem_file)]
+    tls_cert_file: Option<String>,
+    /// The file with its key
+    #[arg(long, env = "CRM_REGISTRY_TLS_KEY_FILE", value_name = "FILE", value_parser = secret_file)]
+    tls_key_file: Option<SecretString>,
+    /// The certificates that those of the services are signed with
+    #[arg(long, env = "CRM_REGISTRY_CLIENT_CA_FILE", value_name = "FILE", value_parser = pem_file)]
+    client_ca_file: Option<String>,
+    #[command(flatten)]
+    telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Serve until a signal (the default)
+    Start,
+    /// Print one access token and nothing else: the operator's
+    ///
+    /// It needs what the registry needs, and no registry that runs. Options stand before `token`.
+    Token {
+        /// That of an administrator of this tenant instead
+        #[arg(long, value_name = "SLUG")]
+        tenant: Option<String>,
+    },
+}
+
+/// How PostgreSQL is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DatabaseTls {
+    /// Without TLS: on a network that nobody else is on.
+    Disabled,
+    /// With TLS, and a certificate that fits the host.
+    VerifyFull,
+}
+
+fn master_key(path: &str) -> Result<MasterKey, String> {
+    MasterKey::parse(&secret_file(path)?).map_err(|error| error.to_string())
+}
+
+fn cluster_id(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 40 || !text.chars().all(fits) {
+        return Err("it has 1 to 40 lower case letters, digits and hyphens".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// What a process of the registry does.
+struct Process {
+    command: Command,
+    doors: Vec<Door>,
+    config: Config,
+    telemetry: Telemetry,
+}
+
+/// The main function of the program.
+pub fn main() -> ExitCode {
+    let Process { command, doors, config, telemetry } =
+        parse_or_exit_usage(Cli::command(), Cli::check);
+    run(&telemetry, |shutdown| async move {
+        match command {
+            Command::Start => serve(doors, config, shutdown).await,
+            Command::Token { tenant } => print_token(&config, tenant.as_deref()).await,
+        }
+    })
+}
+
+/// Waits for PostgreSQL, and serves until the shutdown.
+async fn serve(
+    doors: Vec<Door>,
+    config: Config,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    let stop = shutdown.clone();
+    let start = async move {
+        wait_for_server(&config).await?;
+        let app = Box::pin(App::start(config, Clock::default())).await?;
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            app.drain.cancel();
+        });
+        let stacks = vec![(app.public, app.public_health), (app.internal, app.internal_health)];
+        Ok(Served { stacks, drain: async {}.boxed() })
+    };
+    serve_process(doors, start, shutdown).await
+}
+
+async fn print_token(config: &Config, tenant: Option<&str>) -> Result<(), Failure> {
+    let identity = identity(config, Clock::default()).await?;
+    let issued = match tenant {
+        Some(slug) => identity.tenant_token(OPERATOR, slug).await?,
+        None => identity.account_token(OPERATOR).await?,
+    };
+    writeln!(std::io::stdout(), "{}", issued.token)?;
+    Ok(())
+}
+
+impl Cli {
+    /// What the options ask for, or how they do not fit together.
+    fn check(self) -> Result<Process, Vec<String>> {
+        let tls = self.tls()?;
+        let door = |name, address, option: &str, variable: &str| Door {
+            name,
+            address,
+            setting: format!("{option} ({variable})"),
+            tls: None,
+        };
+        let public = door("tenant-registry", self.listen, "--listen", "CRM_REGISTRY_LISTEN");
+        let internal = door(
+            "tenant-registry-internal",
+            self.internal_listen,
+            "--internal-listen",
+            "CRM_REGISTRY_INTERNAL_LISTEN",
+        );
+        let config = Config {
+            cluster: ClusterAddress {
+                id: self.cluster,
+                host: self.database_host,
+                port: self.database_port,
+                verify_tls: self.database_tls == DatabaseTls::VerifyFull,
+            },
+            password: self.database_password_file,
+            master_key: self.master_key_file,
+            accounts: vec![
+                Account::operator(self.operator_secret_file),
+                Account::service("contacts", self.contacts_secret_file),
+                Account::service("messaging", self.messaging_secret_file),
+            ],
+            session_cap: self.session_cap,
+            spares: self.spares,
+        };
+        Ok(Process {
+            command: self.command.unwrap_or(Command::Start),
+            doors: vec![public, Door { tls, ..internal }],
+            config,
+            telemetry: self.telemetry,
+        })
+    }
+
+    /// Leases carry passwords: they leave this machine by mutual TLS alone.
+    fn tls(&self) -> Result<Option<ServerTlsConfig>, Vec<String>> {
+        const FILES: &str = "CRM_REGISTRY_TLS_CERT_FILE (--tls-cert-file), \
+             CRM_REGISTRY_TLS_KEY_FILE (--tls-key-file) and \
+             CRM_REGISTRY_CLIENT_CA_FILE (--client-ca-file)";
+        match (&self.tls_cert_file, &self.tls_key_file, &self.client_ca_file) {
+            (Some(certificate), Some(key), Some(client_ca)) => {
+                let tls = server_tls(certificate, key, client_ca);
+                let unusable =
+                    |error| vec![format!("{FILES} cannot be used: {}", crm_error::chain(&error))];
+                tls.map(Some).map_err(unusable)
+            }
+            (None, None, None) if self.internal_listen.ip().is_loopback() => Ok(None),
+            (None, None, None) => Err(vec![format!(
+                "CRM_REGISTRY_INTERNAL_LISTEN (--internal-listen) is not on the loopback of this \
+                 machine: leases carry passwords, so that {FILES} are needed"
+            )]),
+            _ => Err(vec![format!("{FILES} are given together, or not at all")]),
+        }
+    }
+}
