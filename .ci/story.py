@@ -8,6 +8,10 @@ must not answer, browsers, stopping, starting again, and what is left.
 
     pip install -r .ci/requirements.txt
     .ci/story.py --crm target/debug/crm
+    .ci/story.py --processes
+
+With `--processes` the same is told of the three programs that stand beside
+`crm`, as the README's section `As processes` starts them; they have no edge.
 
 It uses the default ports, because the README does, and a temporary folder.
 Where one of them is taken, it uses others, and so do the README's blocks.
@@ -33,6 +37,8 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from processes import Processes
 
 HOW_TO_INSTALL = "`pip install -r .ci/requirements.txt` installs it"
 try:
@@ -104,6 +110,7 @@ class Server:
         self.program = program
         self.folder = folder
         self.data = folder / "data"
+        self.secrets = self.data / "secrets"
         self.log = folder / "crm.log"
         self.env = {name: value for name, value in os.environ.items() if not is_setting(name)}
         self.env["CRM_DATA_DIR"] = str(self.data)
@@ -215,12 +222,13 @@ def free_base():
     raise Broken("no port base is free")
 
 
-def use_base(base, edge):
-    """Has the story use these ports."""
-    global REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE, PORTS
+def use_base(base, edge=None):
+    """Has the story use these ports; without an edge where there is none."""
+    global REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE, PORTS, DOORS
     REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES = (base + offset for offset in OFFSETS)
     EDGE = edge
-    PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE)
+    DOORS = (CONTACTS, EDGE) if EDGE else (CONTACTS,)
+    PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES) + ((EDGE,) if EDGE else ())
 
 
 def processes_of(folder):
@@ -548,7 +556,7 @@ def tell_contacts(report, story):
 
 def tell_refusals(report, story):
     """Errors, with their details."""
-    for port in (CONTACTS, EDGE):
+    for port in DOORS:
         api, at = Api(port), "at the edge" if port == EDGE else "at the service"
 
         def refused(method, request, token, api=api):
@@ -583,8 +591,8 @@ def tell_refusals(report, story):
 
 
 def tell_repeats(report, story):
-    """The same request, many times at the same moment, through two doors."""
-    doors = [Api(CONTACTS), Api(EDGE)]
+    """The same request, many times at the same moment, through every door."""
+    doors = [Api(port) for port in DOORS]
     person = {"display_name": "Alan Turing", "email": "alan@example.com"}
     request = {"contact": person, "request_id": str(uuid.uuid4())}
     ready = threading.Barrier(AT_ONCE)
@@ -616,9 +624,9 @@ def tell_repeats(report, story):
 
 def service_token(server):
     """A token of the service contacts, for calls within the suite."""
-    secret = (server.data / "secrets" / "contacts.secret").read_text().strip()
+    secret = (server.secrets / "contacts.secret").read_text().strip()
     request = {"client_id": "services/contacts", "client_secret": secret}
-    return Api(EDGE).call(AUTH, "IssueServiceToken", request).access_token
+    return Api(EDGE or REGISTRY).call(AUTH, "IssueServiceToken", request).access_token
 
 
 def tell_leases(report, server, story):
@@ -638,7 +646,10 @@ def tell_leases(report, server, story):
         report.equal(f"leases: {whose} token has none, inside", refusal.code, expected)
 
     unknown = Refusal("UNIMPLEMENTED", "METHOD_UNKNOWN", "crm")
-    for port, where in ((EDGE, "at the edge"), (REGISTRY, "at the registry's public port")):
+    public = {"at the edge": EDGE, "at the registry's public port": REGISTRY}
+    for where, port in public.items():
+        if not port:
+            continue
         api = Api(port)
         listed = LEASE_SERVICE in api.database.get_services()
         report.equal(f"leases: not described {where}", listed, False)
@@ -646,6 +657,10 @@ def tell_leases(report, server, story):
             for whose, token in tokens.items():
                 refusal = Refusal.of(api.send, LEASE_SERVICE, method, body, token)
                 report.equal(f"leases: no {method} {where}, {whose} token", refusal, unknown)
+    reply = grpc_web(REGISTRY, LEASE_SERVICE, "AcquireLease", body, tokens["a service's"])
+    report.equal("leases: no gRPC-web at the registry's public port", reply, None)
+    if not EDGE:
+        return
     nothing = (str(grpc.StatusCode.UNIMPLEMENTED.value[0]), [])
     for method in ("AcquireLease", "RegisterSchema"):
         for whose, token in tokens.items():
@@ -653,8 +668,6 @@ def tell_leases(report, server, story):
             seen = reply and (reply.status, reply.messages)
             claim = f"leases: no {method} by gRPC-web at the edge, {whose} token"
             report.equal(claim, seen, nothing)
-    reply = grpc_web(REGISTRY, LEASE_SERVICE, "AcquireLease", body, tokens["a service's"])
-    report.equal("leases: no gRPC-web at the registry's public port", reply, None)
 
 
 def tell_browsers(report, story):
@@ -702,14 +715,16 @@ def tell_health(report):
 
 def tell_stop(report, server, by):
     """A stop is clean and quick."""
-    postgres = server.postgres
     code, seconds = server.stop(by)
     took = f"{by.name}, after {seconds:.1f} s"
     report.equal(f"stop: exit code 0 by {took}", code, 0)
     if code is None:
         raise Broken(f"it does not stop within {STOP_LIMIT} s")
-    report.check("stop: PostgreSQL has gone with it", not is_alive(postgres), postgres)
-    report.equal("stop: its ports are free", [port for port in PORTS if listens(port)], [])
+    ours = [port for port in PORTS if EDGE or port != POSTGRES]
+    report.equal("stop: its ports are free", [port for port in ours if listens(port)], [])
+    if server.postgres:
+        gone = not is_alive(server.postgres)
+        report.check("stop: PostgreSQL has gone with it", gone, server.postgres)
 
 
 def tell_restart(report, server, story):
@@ -749,24 +764,46 @@ def tell_second_start(report, server):
 
 
 def tell(report, server, readme):
-    """The story, in order."""
+    """The story of `crm`, in order."""
     story = Story()
     server.start()
     tell_health(report)
     tell_tour(report, server, readme)
+    tell_services(report, server, story)
+    tell_browsers(report, story)
+    tell_restart(report, server, story)
+    tell_second_start(report, server)
+    tell_end(report, server, story)
+
+
+def tell_processes(report, server):
+    """The same of three processes, as far as it is the same."""
+    story = Story()
+    server.start()
+    report.check("start: a tenant is made", '"slug": "initech"' in server.log_text())
+    tell_health(report)
+    tell_services(report, server, story)
+    tell_restart(report, server, story)
+    tell_end(report, server, story)
+
+
+def tell_services(report, server, story):
+    """What the services do, whoever runs them."""
     tell_tenants(report, server, story)
     tell_contacts(report, story)
     tell_refusals(report, story)
     tell_repeats(report, story)
     tell_leases(report, server, story)
-    tell_browsers(report, story)
-    tell_restart(report, server, story)
-    tell_second_start(report, server)
+
+
+def tell_end(report, server, story):
+    """What is left of it."""
     tell_stop(report, server, signal.SIGTERM)
+    server.end()
     report.equal("end: no process of it is left", processes_of(server.folder), [])
     log = server.log_text()
     report.check("end: nothing in it panicked", "panicked" not in log)
-    secrets = [file.read_text().strip() for file in (server.data / "secrets").iterdir()]
+    secrets = [file.read_text().strip() for file in server.secrets.iterdir()]
     secrets += [story.operator, story.token, story.foreign_token]
     report.check("end: no secret and no token is in its log", not any(s in log for s in secrets))
 
@@ -783,10 +820,10 @@ def prepare(arguments):
             raise Broken(f"there is no {program}: the system's packages have it")
     if not os.access(arguments.crm, os.X_OK):
         raise Broken(f"there is no {arguments.crm}: `cargo build --workspace` makes it")
-    use_base(DEFAULT_BASE, DEFAULT_EDGE)
+    use_base(DEFAULT_BASE, None if arguments.processes else DEFAULT_EDGE)
     if any(listens(port) for port in PORTS):
         base = free_base()
-        use_base(base, base + EDGE_OFFSET)
+        use_base(base, None if arguments.processes else base + EDGE_OFFSET)
 
 
 def run(report, arguments):
@@ -794,9 +831,16 @@ def run(report, arguments):
     prepare(arguments)
     folder = Path(tempfile.mkdtemp(prefix="crm-story-", dir="/tmp")).resolve()
     folder.chmod(0o755)  # PostgreSQL runs as another user where this is root.
-    server = Server(arguments.crm.resolve(), folder)
+    program = arguments.crm.resolve()
+    if arguments.processes:
+        server = Processes(program, folder, arguments.readme, PORTS)
+    else:
+        server = Server(program, folder)
     try:
-        tell(report, server, arguments.readme)
+        if arguments.processes:
+            tell_processes(report, server)
+        else:
+            tell(report, server, arguments.readme)
     except Broken as error:
         report.check("the story goes on", False, error)
     except Exception:  # What is left is ended and counted, whatever happened.
@@ -804,7 +848,7 @@ def run(report, arguments):
     finally:
         server.end()
         if report.failed:
-            print("", "The end of crm's log:", *server.log_text().splitlines()[-40:], "", sep="\n")
+            print("", "The end of the log:", *server.log_text().splitlines()[-40:], "", sep="\n")
         shutil.rmtree(folder, ignore_errors=True)
     report.check("end: the temporary folder is removed", not folder.exists(), folder)
 
@@ -814,6 +858,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--crm", type=Path, default=ROOT / "target/debug/crm", help="the program")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the README to run")
+    parser.add_argument("--processes", action="store_true", help="the programs beside it instead")
     arguments = parser.parse_args()
     # Whoever stops the story stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
