@@ -104,6 +104,8 @@ class Processes:
         self.ports = dict(zip(("50051", "50052", "50053"), map(str, ports)))
         self.secrets = self.place / "secrets"
         self.shell = None
+        # Those that were started again, by their names.
+        self.started = {}
         # It stays when these stop: it is not theirs.
         self.postgres = None
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CRM_")}
@@ -143,24 +145,47 @@ class Processes:
             time.sleep(0.05)
 
     def stop(self, by=signal.SIGTERM):
-        """Stops all three at once; answers the worst exit code and the seconds it took."""
+        """Stops all at once; answers the worst exit code and the seconds it took.
+
+        Those that were killed before do not count.
+        """
         asked = time.monotonic()
-        for pid in (self.place / "served").read_text().split():
-            os.kill(int(pid), by)
+        for program in PROGRAMS:
+            self.signal(program, by)
         try:
             self.shell.wait(STOP_LIMIT)
+            codes = [process.wait(STOP_LIMIT) for process in self.started.values()]
         except subprocess.TimeoutExpired:
             return None, time.monotonic() - asked
-        codes = [int(code) for code in (self.place / "ended").read_text().split()]
-        return max(codes) if len(codes) == len(PROGRAMS) else -1, time.monotonic() - asked
+        ended = [int(code) for code in (self.place / "ended").read_text().split()]
+        of_first = [code for program, code in zip(PROGRAMS, ended) if program not in self.started]
+        self.started.clear()
+        return max(of_first + codes) if len(ended) == len(PROGRAMS) else -1, time.monotonic() - asked
+
+    def signal(self, program, by):
+        """Sends a signal to one of the programs."""
+        first = (self.place / "served").read_text().split()[PROGRAMS.index(program)]
+        again = self.started.get(program)
+        os.kill(again.pid if again else int(first), by)
+
+    def start_one(self, program):
+        """Starts one again that was killed, as the blocks do."""
+        with self.log.open("ab") as log:
+            self.started[program] = subprocess.Popen(
+                [self.place / "target" / "debug" / program], cwd=self.place,
+                env=self.env | self.told(), stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def told(self):
+        """The variables that the blocks set."""
+        return dict(re.findall(r"(CRM_\w+)=(\S+)", self.blocks[1]))
 
     def token(self, tenant=None):
         """What `tenant-registry token` prints."""
         words = ["target/debug/tenant-registry", "token"] + (["--tenant", tenant] if tenant else [])
-        # Its variables are those that the shell was told.
-        told = dict(re.findall(r"(CRM_\w+)=(\S+)", self.blocks[1]))
         done = subprocess.run(
-            words, cwd=self.place, env=self.env | told, capture_output=True, text=True
+            words, cwd=self.place, env=self.env | self.told(), capture_output=True, text=True
         )
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
@@ -168,6 +193,9 @@ class Processes:
 
     def end(self):
         """Ends what still runs, however the story went."""
+        for process in self.started.values():
+            process.kill()
+            process.wait()
         if self.shell and self.shell.poll() is None:
             os.killpg(self.shell.pid, signal.SIGKILL)
             self.shell.wait()

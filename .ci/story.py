@@ -63,6 +63,8 @@ OFFSETS, EDGE_OFFSET = (1, 2, 3, 20, 21), 30
 ORIGIN, FOREIGN_ORIGIN = "http://localhost:5173", "http://localhost:5174"
 
 START_LIMIT = 120
+# How long the registry hangs, and is dead, in seconds each.
+OUTAGE = 30
 STOP_LIMIT = 10
 CALL_LIMIT = 30
 AT_ONCE = 20
@@ -385,25 +387,26 @@ def tour_blocks(readme):
     return re.findall(r"^```sh\n(.*?)^```$", section[1], re.S | re.M)
 
 
-def run_tour(server, blocks):
+def run_blocks(server, name, blocks):
     """Runs the blocks in one bash, and answers what each shows.
 
     The history is on, as it is for those who paste: it gives `!` a meaning.
     """
-    place = server.folder / "tour"
+    place = server.folder / name
     (place / "target" / "debug").mkdir(parents=True)
     (place / "target" / "debug" / "crm").symlink_to(server.program)
     outputs = [place / f"{number}.out" for number in range(len(blocks))]
-    ports = dict(zip((DEFAULT_BASE + offset for offset in OFFSETS), PORTS)) | {DEFAULT_EDGE: EDGE}
+    ports = {DEFAULT_BASE + offset: port for offset, port in zip(OFFSETS, PORTS)}
+    ports[DEFAULT_EDGE] = EDGE
     script = ["set -euo pipefail\nset -o history -o histexpand\n"]
     for block, output in zip(blocks, outputs):
-        block = re.sub(r"localhost:(\d+)", lambda at: f"localhost:{ports[int(at[1])]}", block)
+        block = re.sub(r"\b(500[57]\d|8080)\b", lambda at: str(ports[int(at[0])]), block)
         script.append(f"exec >'{output}' 2>&1\n{block}")
-    (place / "tour.sh").write_text("".join(script))
-    done = subprocess.run(["bash", "tour.sh"], cwd=place, env=server.env, timeout=START_LIMIT)
+    (place / "blocks.sh").write_text("".join(script))
+    done = subprocess.run(["bash", "blocks.sh"], cwd=place, env=server.env, timeout=START_LIMIT)
     shown = [output.read_text() for output in outputs if output.exists()]
     if done.returncode != 0:
-        raise Broken(f"block {len(shown)} of the tour ends with {done.returncode}:\n{shown[-1]}")
+        raise Broken(f"block {len(shown)} of the {name} ends with {done.returncode}:\n{shown[-1]}")
     return shown
 
 
@@ -425,7 +428,7 @@ def without_type(resource):
 def tell_tour(report, server, readme):
     """The README's tour, and what it promises."""
     blocks = tour_blocks(readme)
-    shown = run_tour(server, blocks)
+    shown = run_blocks(server, "tour", blocks)
     report.equal("tour: each of its ten blocks runs", len(shown), 10)
     if len(shown) != 10:
         raise Broken("the checks below need to know the blocks")
@@ -703,6 +706,114 @@ def tell_browsers(report, story):
     report.equal("browser: an unknown origin may not", allowed, None)
 
 
+# --- The operator's calls ---
+
+
+def tell_operations(report, server):
+    """Every block of docs/operations.md runs, and every public method is in one."""
+    text = (ROOT / "docs/operations.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M)
+    shown = run_blocks(server, "operations", blocks)
+    report.equal("operations: every block runs", len(shown), len(blocks))
+    listed = [f"{service.split('.')[-1]}/{method}" for service, method in public_methods()]
+    report.check("operations: there are public methods", len(listed) > 30, listed)
+    missing = [method for method in listed if not any(method in block for block in blocks)]
+    report.equal("operations: every public method is in a block", missing, [])
+
+
+def public_methods():
+    """The methods that the edge lists of itself."""
+    api = Api(EDGE)
+    for service in api.database.get_services():
+        if not service.startswith("grpc."):
+            for method in api.pool.FindServiceByName(service).methods:
+                yield service, method.name
+
+
+# --- Without the registry ---
+
+
+class Callers:
+    """Two who call again and again until they are told to stop."""
+
+    def __init__(self, calls):
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self.call, args=(call,)) for call in calls]
+        self.done = 0
+        self.failures = []
+        for thread in self.threads:
+            thread.start()
+
+    def call(self, call):
+        """Until the end, with a moment between two calls."""
+        while not self.over.wait(0.01):
+            try:
+                call()
+                self.done += 1
+            except grpc.RpcError as error:
+                self.failures.append(str(error))
+
+    def stop(self):
+        """Answers how many calls were answered, and the failures."""
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+        return self.done, self.failures
+
+
+def tell_outage(report, server, story):
+    """The registry hangs, then is dead: who was served goes on to be."""
+    request = {"tenant": {"slug": "late", "display_name": "Late Ltd"}}
+    Api(REGISTRY).call(TENANTS, "CreateTenant", request, story.operator)
+    unknown = server.token("late")
+    read = (CONTACT_SERVICE, "GetContact", {"name": story.contact})
+    talk = {"parent": story.contact.replace("contacts/", "conversations/")}
+    contacts, messaging = Api(CONTACTS), Api(MESSAGING)
+    story.read()
+    callers = Callers([
+        lambda: contacts.raw(*read, story.token),
+        lambda: messaging.raw(MESSAGES, "ListMessages", talk, story.token),
+    ])
+    for what, by in (("hangs", signal.SIGSTOP), ("is dead", signal.SIGKILL)):
+        server.signal("tenant-registry", by)
+        until = time.monotonic() + OUTAGE
+        asked, waits = [], []
+        while time.monotonic() < until:
+            began = time.monotonic()
+            asked.append(Refusal.of(Api(CONTACTS).raw, *read, unknown).code)
+            waits.append(time.monotonic() - began)
+            time.sleep(1)
+        report.equal(f"outage: it {what}: who is unknown gets", set(asked), {"UNAVAILABLE"})
+        worst = max(waits)
+        report.check(f"outage: it {what}: and that within {worst:.2f} s", worst < 1.2, waits)
+    done, failures = callers.stop()
+    claim = f"outage: of {done} calls in {2 * OUTAGE} s, for who is known, none fails"
+    report.check(claim, done > OUTAGE and not failures, failures[:3])
+
+    server.signal("contacts", signal.SIGKILL)
+    server.start_one("contacts")
+    report.equal("outage: contacts starts, and says", wait_for_health(CONTACTS), "NOT_SERVING")
+    server.start_one("tenant-registry")
+    until = time.monotonic() + START_LIMIT
+    while (health := wait_for_health(CONTACTS)) != "SERVING" and time.monotonic() < until:
+        time.sleep(0.1)
+    report.equal("outage: the registry is back, and contacts says", health, "SERVING")
+    refusal = Refusal.of(Api(CONTACTS).raw, *read, unknown)
+    report.equal("outage: who was unknown is served", refusal.code, "NOT_FOUND")
+
+
+def wait_for_health(port):
+    """What a listener says of itself, once there is one."""
+    until = time.monotonic() + START_LIMIT
+    while True:
+        try:
+            return Api(port).health()
+        except grpc.RpcError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
 # --- Stopping and starting ---
 
 
@@ -769,6 +880,7 @@ def tell(report, server, readme):
     server.start()
     tell_health(report)
     tell_tour(report, server, readme)
+    tell_operations(report, server)
     tell_services(report, server, story)
     tell_browsers(report, story)
     tell_restart(report, server, story)
@@ -784,6 +896,7 @@ def tell_processes(report, server):
     tell_health(report)
     tell_services(report, server, story)
     tell_restart(report, server, story)
+    tell_outage(report, server, story)
     tell_end(report, server, story)
 
 
