@@ -26,6 +26,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 const RETRY_AT_LAST: Duration = Duration::from_secs(3);
 /// How long a call to the registry may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a lease may take: who needs one learns within a second that there
+/// is none.
+const LEASE_TIMEOUT: Duration = Duration::from_millis(800);
 /// Building a template takes longer than a call.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -178,8 +181,13 @@ impl RegistryClient {
         tenant: crm_auth::TenantId,
     ) -> Result<pb::AcquireLeaseResponse, Status> {
         let message = pb::AcquireLeaseRequest { tenant: format!("tenants/{tenant}") };
-        let request = self.authorized(message, Duration::from_secs(1)).await?;
-        Ok(self.lease.clone().acquire_lease(request).await?.into_inner())
+        let granted = async {
+            let request = self.authorized(message, LEASE_TIMEOUT).await?;
+            Ok(self.lease.clone().acquire_lease(request).await?.into_inner())
+        };
+        // The token, too, may have to come from a registry that hangs.
+        let hangs = |_| Status::deadline_exceeded("the registry does not answer in time");
+        tokio::time::timeout(LEASE_TIMEOUT, granted).await.map_err(hangs)?
     }
 
     /// Tells the registry what this process did since the last report.
