@@ -792,6 +792,8 @@ def tell_outage(report, server, story):
     report.check(claim, done > OUTAGE and not failures, failures[:3])
 
     server.signal("contacts", signal.SIGKILL)
+    while listens(CONTACTS):
+        time.sleep(0.01)
     server.start_one("contacts")
     report.equal("outage: contacts starts, and says", wait_for_health(CONTACTS), "NOT_SERVING")
     server.start_one("tenant-registry")
