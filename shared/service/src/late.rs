@@ -55,7 +55,7 @@ impl Late {
             }
         });
         let waiting = ServiceBuilder::new()
-            .layer(ObserveLayer { service: name, clock })
+            .layer(ObserveLayer::new(name, std::iter::empty(), clock))
             .layer(LimitsLayer::new())
             .service(waiting);
         let waiting = BoxCloneSyncService::new(waiting);

@@ -1,6 +1,7 @@
 //! What every process and every service of this suite has in common: how it
 //! runs, serves, drains, and opens requests.
 
+pub mod admin;
 mod config;
 mod data;
 mod data_process;
@@ -9,6 +10,7 @@ pub mod etag;
 pub mod filter;
 mod late;
 mod limits;
+mod metrics;
 pub mod names;
 mod observe;
 pub mod open;
@@ -22,6 +24,7 @@ mod telemetry;
 pub mod text;
 mod time;
 mod tls;
+mod trace;
 
 pub use config::{parse_or_exit_usage, secret_file};
 pub use data::{DataApp, DataConfig, DataService};

@@ -27,10 +27,6 @@ pub fn run<F>(telemetry: &Telemetry, program: impl FnOnce(CancellationToken) -> 
 where
     F: Future<Output = Result<(), Box<dyn Error + Send + Sync>>>,
 {
-    if let Err(error) = telemetry.start() {
-        complain(&format!("CRM_LOG (--log) cannot be read: {error}"));
-        return ExitCode::from(EXIT_USAGE);
-    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -38,6 +34,15 @@ where
             return ExitCode::FAILURE;
         }
     };
+    let in_runtime = runtime.enter();
+    let traces = match telemetry.start() {
+        Ok(traces) => traces,
+        Err(error) => {
+            complain(&error.to_string());
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    drop(in_runtime);
     let outcome = runtime.block_on(async {
         let (shutdown, abort) = (CancellationToken::new(), CancellationToken::new());
         tokio::spawn(watch_signals(
@@ -47,7 +52,10 @@ where
             abort.clone(),
         ));
         tokio::select! {
-            ended = program(shutdown) => ended.map(|()| ExitCode::SUCCESS),
+            ended = program(shutdown) => {
+                tokio::task::spawn_blocking(move || traces.flush()).await?;
+                ended.map(|()| ExitCode::SUCCESS)
+            }
             () = abort.cancelled() => Ok(ExitCode::from(EXIT_ABORTED)),
         }
     });

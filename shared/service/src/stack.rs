@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::response::IntoResponse;
 use crm_auth::{AuthLayer, Verifier};
@@ -21,6 +22,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
 use crate::limits::LimitsLayer;
+use crate::metrics::recorder;
 use crate::observe::ObserveLayer;
 
 /// A service with all its layers, ready to be served.
@@ -29,24 +31,37 @@ pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 /// Says whether a service can do its work, to health checks.
 #[derive(Clone)]
 pub struct Health {
+    part: &'static str,
     reporter: HealthReporter,
     names: Vec<&'static str>,
+    is_serving: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Health {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Health").field("names", &self.names).finish_non_exhaustive()
+        f.debug_struct("Health").field("part", &self.part).finish_non_exhaustive()
     }
 }
 
 impl Health {
     /// Reports every service of the stack, and the server as a whole.
     pub async fn set(&self, serving: bool) {
+        self.is_serving.store(serving, Ordering::Relaxed);
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in &self.names {
             self.reporter.set_service_status(name, status).await;
         }
         self.reporter.set_service_status("", status).await;
+    }
+
+    /// The name of the stack.
+    pub fn part(&self) -> &'static str {
+        self.part
+    }
+
+    /// What was reported last.
+    pub fn is_serving(&self) -> bool {
+        self.is_serving.load(Ordering::Relaxed)
     }
 
     /// Ends the streams that watch the health of a server that stops.
@@ -131,7 +146,12 @@ impl StackBuilder {
         // What is not served here has no rule here, and is unknown to anyone.
         let rules = Arc::new(Rules::load()?.of_services(&self.names));
         let reporter = HealthReporter::new();
-        let health = Health { reporter: reporter.clone(), names: self.names.clone() };
+        let health = Health {
+            part: name,
+            reporter: reporter.clone(),
+            names: self.names.clone(),
+            is_serving: Arc::default(),
+        };
         // Nothing serves before its App says so. Nobody else has the reporter
         // yet, so that this does not wait.
         health.set(false).now_or_never();
@@ -141,10 +161,14 @@ impl StackBuilder {
         let named = [self.names.as_slice(), &self.listed].concat();
         self.routes.add_service(reflection(&named, &self.described)?.build_v1()?);
         self.routes.add_service(reflection(&named, &self.described)?.build_v1alpha()?);
+        // Metrics are looked up once: the recorder must be there before.
+        recorder()?;
+        let methods = rules.iter().filter_map(|(path, _)| path.strip_prefix('/'));
+        let observe = ObserveLayer::new(name, methods, clock);
         let stack = ServiceBuilder::new()
             // Outermost, so that every answer has an id, the project's form,
-            // and a line in the log.
-            .layer(ObserveLayer { service: name, clock })
+            // a line in the log and a place in the metrics.
+            .layer(observe)
             // Before authentication, so that a flood costs no signatures.
             .layer(LimitsLayer::new())
             // Innermost: no handler runs for a caller who may not call it.

@@ -1,10 +1,16 @@
-//! The log.
+//! What a process tells of itself while it runs: its log and its traces. Its
+//! metrics are asked for, at the admin listener.
 
 use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{ParseError, filter_fn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+use crate::trace::Traces;
 
 /// How the log looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -15,7 +21,7 @@ pub enum Format {
     Json,
 }
 
-/// What is logged, and how.
+/// What is told, and how.
 #[derive(Clone, Debug, Args)]
 pub struct Telemetry {
     /// What to log: a level, or levels by target, such as `info,sqlx=debug`
@@ -36,25 +42,60 @@ pub struct Telemetry {
         global = true
     )]
     pub format: Format,
+    /// Where a collector takes traces by OTLP over gRPC; other OTEL_ variables are heeded, too
+    #[arg(
+        long = "otlp-endpoint",
+        env = "OTEL_EXPORTER_OTLP_ENDPOINT",
+        value_name = "URL",
+        global = true
+    )]
+    pub otlp_endpoint: Option<String>,
+}
+
+/// The telemetry cannot be started as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TelemetryError {
+    #[error("CRM_LOG (--log) cannot be read: {0}")]
+    Filter(#[source] ParseError),
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT (--otlp-endpoint) cannot be used: {0}")]
+    Endpoint(#[source] opentelemetry_otlp::ExporterBuildError),
 }
 
 impl Telemetry {
-    /// Starts the log, on standard error.
+    /// Starts the log, on standard error, and the traces. Call it within the
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// When the filter cannot be read.
-    pub fn start(&self) -> Result<(), ParseError> {
-        let filter = EnvFilter::builder().parse(&self.filter)?;
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(filter)
+    /// When the filter or the endpoint cannot be read.
+    pub(crate) fn start(&self) -> Result<Traces, TelemetryError> {
+        let filter = EnvFilter::builder().parse(&self.filter).map_err(TelemetryError::Filter)?;
+        let endpoint = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
+        let traces = Traces::new(endpoint).map_err(TelemetryError::Endpoint)?;
+        let log = tracing_subscriber::fmt::layer()
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr);
-        // A second start, in a test, keeps the first log.
-        let _started = match self.format {
-            Format::Pretty => log.compact().try_init(),
-            Format::Json => log.json().flatten_event(true).try_init(),
+        let log = match self.format {
+            Format::Pretty => log.compact().boxed(),
+            // The list of spans has the current one, too.
+            Format::Json => log.json().flatten_event(true).with_current_span(false).boxed(),
         };
-        Ok(())
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(traces.tracer())
+            .with_location(false)
+            .with_threads(false)
+            .with_target(false);
+        let subscriber = tracing_subscriber::registry()
+            .with(log.with_filter(filter))
+            .with(spans.with_filter(filter_fn(is_traced)));
+        // A second start, in a test, keeps the first log.
+        let _started = subscriber.try_init();
+        Ok(traces)
     }
+}
+
+/// Only this project's own spans are traced, and no events: what is in them is
+/// known.
+fn is_traced(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && *metadata.level() <= Level::INFO && metadata.target().starts_with("crm_")
 }

@@ -54,6 +54,7 @@ impl std::fmt::Debug for Lease {
 #[derive(Clone, Debug)]
 pub(crate) struct Leases {
     registry: RegistryClient,
+    service: &'static str,
     application: &'static str,
     refusals: Refusals,
     cache: Cache<Uuid, Arc<Lease>>,
@@ -64,13 +65,14 @@ pub(crate) struct Leases {
 impl Leases {
     pub(crate) fn new(
         registry: RegistryClient,
+        service: &'static str,
         application: &'static str,
         refusals: Refusals,
     ) -> Self {
         let cache = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
         let asked =
             Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build();
-        Self { registry, application, refusals, cache, asked }
+        Self { registry, service, application, refusals, cache, asked }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
@@ -117,6 +119,14 @@ impl Leases {
         self.cache.invalidate(&tenant).await;
     }
 
+    /// Publishes how many leases there are.
+    pub(crate) async fn publish(&self) {
+        // Before that, the cache counts what has expired, too.
+        self.cache.run_pending_tasks().await;
+        let count = u32::try_from(self.cache.entry_count()).unwrap_or(u32::MAX);
+        metrics::gauge!("crm_leases", "service" => self.service).set(count);
+    }
+
     fn renew(&self, tenant: TenantId, old: Arc<Lease>) {
         let leases = self.clone();
         tokio::spawn(async move {
@@ -130,7 +140,15 @@ impl Leases {
     }
 
     async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, Status> {
-        let granted = self.registry.acquire_lease(tenant).await?;
+        let granted = self.registry.acquire_lease(tenant).await;
+        let outcome = match &granted {
+            Ok(_) => "granted",
+            Err(status) if is_final(status) => "refused",
+            Err(_) => "unavailable",
+        };
+        let labels = [("service", self.service), ("outcome", outcome)];
+        metrics::counter!("crm_lease_acquire_total", &labels).increment(1);
+        let granted = granted?;
         Ok(Arc::new(Lease {
             options: connect_options(&granted, self.application),
             session_cap: granted.session_cap as usize,

@@ -16,6 +16,7 @@ mod pool;
 mod registry;
 mod report;
 mod sessions;
+mod trace;
 mod watch;
 
 pub use error::{SessionError, StoreError};

@@ -13,8 +13,13 @@ use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use tonic::metadata::AsciiMetadataValue;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status, Streaming};
+
+use crate::trace::PassTrace;
+
+type TracedChannel = InterceptedService<Channel, PassTrace>;
 
 /// A token is renewed when less than this is left of it.
 const TOKEN_MARGIN: chrono::TimeDelta = chrono::TimeDelta::seconds(120);
@@ -62,8 +67,8 @@ pub struct RegistryEndpoints {
 pub struct RegistryClient {
     service: &'static str,
     secret: SecretString,
-    auth: AuthServiceClient<Channel>,
-    lease: LeaseServiceClient<Channel>,
+    auth: AuthServiceClient<TracedChannel>,
+    lease: LeaseServiceClient<TracedChannel>,
     token: Arc<Mutex<Option<Token>>>,
     clock: Clock,
 }
@@ -106,8 +111,8 @@ impl RegistryClient {
         Ok(Self {
             service,
             secret,
-            auth: AuthServiceClient::new(channel(&endpoints.public)?),
-            lease: LeaseServiceClient::new(channel(&endpoints.internal)?),
+            auth: AuthServiceClient::with_interceptor(channel(&endpoints.public)?, PassTrace),
+            lease: LeaseServiceClient::with_interceptor(channel(&endpoints.internal)?, PassTrace),
             token: Arc::default(),
             clock,
         })

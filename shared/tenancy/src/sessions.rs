@@ -109,7 +109,12 @@ impl TenantSessions {
         let refusals = Refusals::default();
         let shared = Arc::new(Shared {
             activity: Activity::new(settings.service, registry.clock()),
-            leases: Leases::new(registry.clone(), settings.application, refusals.clone()),
+            leases: Leases::new(
+                registry.clone(),
+                settings.service,
+                settings.application,
+                refusals.clone(),
+            ),
             reporter: reporter.into(),
             settings,
             clusters: Mutex::default(),
@@ -374,12 +379,13 @@ async fn sweep(shared: Weak<Shared>) {
     }
 }
 
-/// Publishes how many sessions there are.
+/// Publishes how many sessions and leases there are.
 async fn publish(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(PUBLISH_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
         let counts = shared.clusters().into_iter().map(|cluster| cluster.pool().counts());
+        shared.leases.publish().await;
         shared.activity.publish(counts.fold(Counts::default(), |sum, counts| sum + counts));
     }
 }

@@ -137,8 +137,14 @@ impl Replica {
 /// The suite on free ports.
 async fn suite(config: Config, clock: Clock, shutdown: &CancellationToken) -> Suite {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let addresses =
-        Addresses { registry: free, contacts: free, messaging: free, internal: free, edge: free };
+    let addresses = Addresses {
+        registry: free,
+        contacts: free,
+        messaging: free,
+        internal: free,
+        edge: free,
+        admin: free,
+    };
     let listeners = Listeners::bind(&addresses).await.unwrap();
     Suite::start(config, listeners, clock, shutdown.clone()).await.unwrap()
 }
