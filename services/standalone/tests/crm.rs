@@ -212,13 +212,14 @@ fn a_taken_port_is_named_with_who_asks_for_it() {
 #[test]
 fn a_bad_configuration_exits_with_64_and_names_the_setting() {
     let installation = Installation::new("usage");
-    let cases: [(&[&str], &str, &str, &str); 6] = [
+    let cases: [(&[&str], &str, &str, &str); 7] = [
         (&["start"], "CRM_EDGE_ORIGINS", "*", "--edge-origins"),
         (&["start"], "CRM_PORT_BASE", "many", "--port-base"),
         (&["start"], "CRM_EDGE_PORT", "0", "--edge-port"),
         (&["start"], "CRM_LOG", "=====", "CRM_LOG"),
         (&["start", "--frobnicate"], "CRM_UNUSED", "", "--frobnicate"),
         (&["start"], "CRM_LOG_FORMAT", "xml", "--log-format"),
+        (&["start"], "OTEL_EXPORTER_OTLP_ENDPOINT", "http://[", "--otlp-endpoint"),
     ];
 
     for (arguments, variable, value, named) in cases {

@@ -28,43 +28,43 @@ pub(crate) fn recorder() -> Result<&'static PrometheusHandle, &'static BuildErro
     RECORDER.as_ref()
 }
 
-/// Every metric of this workspace. None has a label by tenant: there may be
-/// many thousands.
+/// Describes every metric of this workspace. None has a label by tenant: there
+/// may be many thousands.
 fn describe() {
-    describe_histogram!(
-        "rpc_server_duration_seconds",
-        Unit::Seconds,
-        "The time from a call's arrival to the end of its answer, by the status of its end."
-    );
-    describe_gauge!(
-        "rpc_server_requests_in_flight",
-        Unit::Count,
-        "Calls that have arrived and whose answer has not ended."
-    );
-    describe_gauge!(
-        "crm_sessions",
-        Unit::Count,
-        "Database sessions in use and idle, and the calls that wait for one."
-    );
-    describe_counter!(
-        "crm_sessions_opened_total",
-        Unit::Count,
-        "Database sessions that were opened."
-    );
-    describe_counter!(
-        "crm_sessions_closed_total",
-        Unit::Count,
-        "Database sessions that were closed, by reason."
-    );
-    describe_histogram!(
-        "crm_session_wait_seconds",
-        Unit::Seconds,
-        "The time that calls waited for a database session."
-    );
-    describe_gauge!("crm_leases", Unit::Count, "Leases of tenants' databases in memory.");
-    describe_counter!(
-        "crm_lease_acquire_total",
-        Unit::Count,
-        "Leases that the tenant-registry was asked for, by what came of it."
-    );
+    let histograms = [
+        (
+            "rpc_server_duration_seconds",
+            "The time from a call's arrival to the end of its answer, by the status of its end.",
+        ),
+        ("crm_session_wait_seconds", "The time that calls waited for a database session."),
+    ];
+    let gauges = [
+        (
+            "rpc_server_requests_in_flight",
+            "Calls that have arrived and whose answer has not ended.",
+        ),
+        ("crm_sessions", "Database sessions in use and idle, and the calls that wait for one."),
+        ("crm_leases", "Leases of tenants' databases in memory."),
+        ("crm_spares", "Databases that wait for a tenant, by cluster."),
+        ("crm_spare_target", "Databases that should wait for a tenant, by cluster."),
+        ("crm_migrations", "Databases of tenants by the state of their schema, for each service."),
+    ];
+    let counters = [
+        ("crm_sessions_opened_total", "Database sessions that were opened."),
+        ("crm_sessions_closed_total", "Database sessions that were closed, by reason."),
+        ("crm_lease_acquire_total", "Leases that the registry was asked for, by outcome."),
+        (
+            "crm_tenants_created_total",
+            "Tenants that were created, by where their databases came from.",
+        ),
+    ];
+    for (name, meaning) in histograms {
+        describe_histogram!(name, Unit::Seconds, meaning);
+    }
+    for (name, meaning) in gauges {
+        describe_gauge!(name, Unit::Count, meaning);
+    }
+    for (name, meaning) in counters {
+        describe_counter!(name, Unit::Count, meaning);
+    }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Installation {
     pub(crate) folder: PathBuf,
     pub(crate) port_base: u16,
     pub(crate) edge_port: u16,
+    /// More variables of its environment.
+    pub(crate) variables: Vec<(&'static str, String)>,
 }
 
 /// An installation that was started.
@@ -28,7 +30,7 @@ impl Installation {
         fs::create_dir_all(&folder).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
         let port_base = free_base();
-        Self { folder, port_base, edge_port: port_base + 30 }
+        Self { folder, port_base, edge_port: port_base + 30, variables: Vec::new() }
     }
 
     pub(crate) fn crm(&self, arguments: &[&str]) -> Command {
@@ -38,6 +40,7 @@ impl Installation {
             .env("CRM_PORT_BASE", self.port_base.to_string())
             .env("CRM_EDGE_PORT", self.edge_port.to_string())
             .env("CRM_DATA_DIR", self.folder.join("data"))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command
     }
