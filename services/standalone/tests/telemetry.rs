@@ -210,6 +210,12 @@ fn check_log(log: &str, tenant: &str) {
     assert_eq!(ended["spans"][0]["trace_id"], TRACE);
     assert_eq!(ended["spans"][0]["tenant"], tenant);
     assert_eq!(ended["spans"][0]["service"], "contacts");
+    // The registry was asked within the same trace.
+    let asked = lines.iter().find(|line| {
+        line["spans"][0]["method"] == "crm.registry.v1.LeaseService/AcquireLease"
+            && line["message"] == "the call ended"
+    });
+    assert_eq!(asked.unwrap()["spans"][0]["trace_id"], TRACE);
     let traced = |line: &&serde_json::Value| line["spans"][0]["trace_id"].is_string();
     let calls: Vec<_> = lines.iter().filter(|line| line["message"] == "the call ended").collect();
     assert!(calls.len() >= 6 && calls.iter().all(traced), "{log}");
@@ -305,6 +311,23 @@ async fn calls_are_in_metrics_log_and_traces_without_what_is_in_them() {
     check_log(&log, &tenant);
     // The last spans came while it stopped.
     check_traces(&sent.try_iter().collect::<Vec<_>>(), &tenant);
+}
+
+#[tokio::test]
+async fn without_a_collector_the_log_has_traces_all_the_same() {
+    let mut installation = Installation::new("untraced");
+    installation.variables =
+        vec![("CRM_LOG", "info".to_owned()), ("CRM_LOG_FORMAT", "json".to_owned())];
+    let mut running = installation.start();
+    running.wait_until_it_serves();
+    let token = text(&installation.output(&["token", "--tenant", "demo"]).stdout);
+
+    call(&installation, token.trim()).await;
+
+    running.signal("INT");
+    assert!(running.wait(PATIENCE).success());
+    let log = std::fs::read_to_string(installation.folder.join("log")).unwrap();
+    check_log(&log, &tenant_of(token.trim()));
 }
 
 #[tokio::test]

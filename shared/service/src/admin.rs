@@ -75,3 +75,76 @@ fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Body
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use crm_auth::{Audience, Verifier};
+    use crm_clock::Clock;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::stack::StackBuilder;
+
+    fn part(name: &'static str) -> Health {
+        let verifier = Verifier::new(Audience::Public, Clock::default());
+        StackBuilder::default().build(name, verifier, Clock::default()).unwrap().1
+    }
+
+    async fn ask(address: SocketAddr, line: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("{line} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_process_is_ready_when_all_its_parts_serve() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (one, other) = (part("one"), part("other"));
+        let shutdown = CancellationToken::new();
+        let parts = vec![one.clone(), other.clone()];
+        let serving = tokio::spawn(serve(listener, parts, shutdown.clone()));
+
+        one.set(true).await;
+        let answer = ask(address, "GET /readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains(r#"{"not_serving":["other"],"ready":false}"#), "{answer}");
+        assert!(ask(address, "GET /livez").await.starts_with("HTTP/1.1 200 "));
+
+        other.set(true).await;
+        let answer = ask(address, "GET /readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        one.close().await;
+        assert!(ask(address, "GET /readyz").await.starts_with("HTTP/1.1 503 "));
+
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_what_there_is_can_be_read() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let _serving = tokio::spawn(serve(listener, Vec::new(), shutdown.clone()));
+
+        for (line, status) in [
+            ("GET /metrics", "200 OK"),
+            ("POST /metrics", "405 Method Not Allowed"),
+            ("DELETE /readyz", "405 Method Not Allowed"),
+            ("GET /", "404 Not Found"),
+            ("POST /crm.contacts.v1.ContactService/GetContact", "404 Not Found"),
+        ] {
+            let answer = ask(address, line).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+        }
+
+        shutdown.cancel();
+    }
+}

@@ -53,7 +53,9 @@ where
         ));
         tokio::select! {
             ended = program(shutdown) => {
-                tokio::task::spawn_blocking(move || traces.flush()).await?;
+                if let Some(traces) = traces {
+                    tokio::task::spawn_blocking(move || traces.flush()).await?;
+                }
                 ended.map(|()| ExitCode::SUCCESS)
             }
             () = abort.cancelled() => Ok(ExitCode::from(EXIT_ABORTED)),

@@ -4,6 +4,7 @@
 use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -62,16 +63,17 @@ pub(crate) enum TelemetryError {
 }
 
 impl Telemetry {
-    /// Starts the log, on standard error, and the traces. Call it within the
-    /// runtime.
+    /// Starts the log, on standard error, and the traces, if they are wanted.
+    /// Call it within the runtime.
     ///
     /// # Errors
     ///
     /// When the filter or the endpoint cannot be read.
-    pub(crate) fn start(&self) -> Result<Traces, TelemetryError> {
+    pub(crate) fn start(&self) -> Result<Option<Traces>, TelemetryError> {
         let filter = EnvFilter::builder().parse(&self.filter).map_err(TelemetryError::Filter)?;
         let endpoint = self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
-        let traces = Traces::new(endpoint).map_err(TelemetryError::Endpoint)?;
+        let traces = endpoint.map(Traces::start).transpose().map_err(TelemetryError::Endpoint)?;
+        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         let log = tracing_subscriber::fmt::layer()
             .with_ansi(std::io::stderr().is_terminal())
             .with_writer(std::io::stderr);
@@ -80,14 +82,16 @@ impl Telemetry {
             // The list of spans has the current one, too.
             Format::Json => log.json().flatten_event(true).with_current_span(false).boxed(),
         };
-        let spans = tracing_opentelemetry::layer()
-            .with_tracer(traces.tracer())
-            .with_location(false)
-            .with_threads(false)
-            .with_target(false);
-        let subscriber = tracing_subscriber::registry()
-            .with(log.with_filter(filter))
-            .with(spans.with_filter(filter_fn(is_traced)));
+        let spans = traces.as_ref().map(|traces| {
+            tracing_opentelemetry::layer()
+                .with_tracer(traces.tracer())
+                .with_location(false)
+                .with_threads(false)
+                .with_target(false)
+                .with_tracked_inactivity(false)
+                .with_filter(filter_fn(is_traced))
+        });
+        let subscriber = tracing_subscriber::registry().with(log.with_filter(filter)).with(spans);
         // A second start, in a test, keeps the first log.
         let _started = subscriber.try_init();
         Ok(traces)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crm_auth::{TenantClaims, TenantContext, TenantId};
 use crm_proto::registry::v1::TenantCalls;
 use futures_util::future::BoxFuture;
+use opentelemetry::trace::FutureExt as _;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
@@ -162,7 +163,9 @@ impl TenantSessions {
             drop(turn);
             outcome
         };
-        let task = self.0.tasks.spawn(task.instrument(tracing::Span::current()));
+        // It belongs to the call in the log, and in the trace.
+        let task = task.with_current_context().instrument(tracing::Span::current());
+        let task = self.0.tasks.spawn(task);
         task.await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 

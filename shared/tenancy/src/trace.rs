@@ -1,21 +1,21 @@
 //! Calls to the registry belong to the trace of the call that needs them.
 
-use opentelemetry::global;
 use opentelemetry::propagation::Injector;
+use opentelemetry::{Context, global};
 use tonic::metadata::{AsciiMetadataKey, MetadataMap};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Passes the trace of the current span on (W3C Trace Context).
+/// Passes the current trace on (W3C Trace Context).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PassTrace;
 
 impl Interceptor for PassTrace {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let context = tracing::Span::current().context();
         let mut metadata = Metadata(request.metadata_mut());
-        global::get_text_map_propagator(|format| format.inject_context(&context, &mut metadata));
+        global::get_text_map_propagator(|format| {
+            format.inject_context(&Context::current(), &mut metadata);
+        });
         Ok(request)
     }
 }

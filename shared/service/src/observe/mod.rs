@@ -16,6 +16,7 @@ use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
 use metrics::{Gauge, Histogram};
+use opentelemetry::trace::FutureExt as _;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -117,7 +118,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (call, id) = self.observed.begin(&request);
+        let (call, context, id) = self.observed.begin(&request);
         let span = call.span.clone();
         let answer = span.in_scope(|| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
         let observed = async move {
@@ -133,30 +134,22 @@ where
             // The status comes in trailers.
             Ok(response.map(|body| Body::new(Answer { body, call })))
         };
-        Box::pin(observed.instrument(span))
+        Box::pin(observed.with_context(context).instrument(span))
     }
 }
 
 impl Observed {
-    /// A call that begins, and its id.
-    fn begin(&self, request: &Request<Body>) -> (Call, String) {
+    /// A call that begins, the trace that it belongs to, and its id.
+    fn begin(&self, request: &Request<Body>) -> (Call, opentelemetry::Context, String) {
         let path = request.uri().path();
         let method = path.strip_prefix('/').and_then(|name| self.methods.get(name));
         let method = method.unwrap_or(&self.other).clone();
         let id = request_id(request.headers(), &self.clock);
-        // Of the highest level, so that no line of a call is without its ids.
-        let span = tracing::error_span!(
-            trace::CALL,
-            service = self.service,
-            method = method.name,
-            request_id = id,
-            trace_id = tracing::field::Empty,
-            tenant = tracing::field::Empty,
-        );
-        trace::begin(&span, request.headers());
+        let (span, context) = trace::begin(self.service, &method.name, &id, request.headers());
         self.in_flight.increment(1);
         let in_flight = self.in_flight.clone();
-        (Call { span, method, in_flight, started: Instant::now(), code: None }, id)
+        let call = Call { span, method, in_flight, started: Instant::now(), code: None };
+        (call, context, id)
     }
 }
 
@@ -307,3 +300,6 @@ fn name(code: Code) -> &'static str {
         Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
+
+#[cfg(test)]
+mod tests;
