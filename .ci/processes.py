@@ -114,6 +114,9 @@ class Processes:
             "CRM_REGISTRY_INTERNAL_LISTEN": f"{HOST}:{leases}",
             "CRM_CONTACTS_LISTEN": f"{HOST}:{contacts}",
             "CRM_MESSAGING_LISTEN": f"{HOST}:{messaging}",
+            "CRM_REGISTRY_ADMIN_LISTEN": f"{HOST}:{registry + 10}",
+            "CRM_CONTACTS_ADMIN_LISTEN": f"{HOST}:{contacts + 10}",
+            "CRM_MESSAGING_ADMIN_LISTEN": f"{HOST}:{messaging + 10}",
             "CRM_REGISTRY_ENDPOINT": f"http://{HOST}:{leases}",
         }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest, GetContactRequest};
-use crm_testing::{Folder, Process, Tenant, code_and_reason, health, program, server};
+use crm_testing::{Folder, Process, Tenant, ask_admin, code_and_reason, health, program, server};
 use secrecy::ExposeSecret as _;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +23,7 @@ fn contacts(folder: &Folder, registry: &str) -> Command {
         BIN,
         &[
             ("CRM_CONTACTS_LISTEN", "127.0.0.1:0"),
+            ("CRM_CONTACTS_ADMIN_LISTEN", "127.0.0.1:0"),
             ("CRM_CONTACTS_SECRET_FILE", &secret),
             ("CRM_CONTACTS_SESSION_BUDGET", "5"),
             ("CRM_REGISTRY_ENDPOINT", registry),
@@ -66,6 +67,11 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
     let early = client.get_contact(admin.request(GetContactRequest::default())).await;
     assert_eq!(code_and_reason(early), (Code::Unavailable, "DEPENDENCY_UNAVAILABLE".to_owned()));
 
+    let probes = process.address("admin").await;
+    let waiting = "{\"not_serving\":[\"contacts\"],\"ready\":false}\n".to_owned();
+    assert_eq!(ask_admin(probes, "/readyz").await, (503, waiting));
+    assert_eq!(ask_admin(probes, "/livez").await.0, 200);
+
     let link = forward(registry, server().addresses.internal).await;
     process.wait_until(address, ServingStatus::Serving).await;
     assert!(process.log().contains("waiting for the tenant-registry"));
@@ -87,6 +93,11 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
     let read = client.get_contact(admin.request(request)).await.unwrap().into_inner();
     assert_eq!(read, made);
     assert_eq!(health(address).await, ServingStatus::Serving);
+
+    assert_eq!(ask_admin(probes, "/readyz").await.0, 200);
+    let (_, metrics) = ask_admin(probes, "/metrics").await;
+    let created = "crm.contacts.v1.ContactService/CreateContact\",code=\"OK\"} 1";
+    assert!(metrics.contains(created), "{metrics}");
 
     assert!(process.terminate().await.success());
     tenant.check_log().await;

@@ -178,7 +178,9 @@ impl Suite {
             messaging.health,
             edge_health,
         ];
-        back.spawn(admin::serve(listeners.admin, healths.clone(), stop_back.clone()));
+        let parts = healths.clone();
+        let parts = move || parts.iter().map(Health::state).collect();
+        back.spawn(admin::serve(listeners.admin, parts, stop_back.clone()));
         Ok(Self {
             addresses,
             healths,

@@ -202,7 +202,7 @@ fn check_admin(installation: &Installation) {
 /// Every line is an object; those of one call have its ids.
 fn check_log(log: &str, tenant: &str) {
     let lines: Vec<serde_json::Value> =
-        log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let of_call: Vec<_> =
         lines.iter().filter(|line| line["spans"][0]["request_id"] == CALL).collect();
     let ended = of_call.iter().find(|line| line["message"] == "the call ended").unwrap();

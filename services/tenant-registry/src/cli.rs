@@ -45,6 +45,14 @@ pub struct Cli {
         default_value = "127.0.0.1:50071"
     )]
     internal_listen: SocketAddr,
+    /// Where metrics and probes are, for whoever runs it; nobody else should come there
+    #[arg(
+        long,
+        env = "CRM_REGISTRY_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:50061"
+    )]
+    admin_listen: SocketAddr,
     /// The host of the PostgreSQL that holds the registry's database, and the first tenants'
     #[arg(long, env = "CRM_DATABASE_HOST", value_name = "HOST", default_value = "127.0.0.1")]
     database_host: String,
@@ -133,17 +141,18 @@ fn cluster_id(text: &str) -> Result<String, String> {
 struct Process {
     command: Command,
     doors: Vec<Door>,
+    admin: Door,
     config: Config,
     telemetry: Telemetry,
 }
 
 /// The main function of the program.
 pub fn main() -> ExitCode {
-    let Process { command, doors, config, telemetry } =
+    let Process { command, doors, admin, config, telemetry } =
         parse_or_exit_usage(Cli::command(), Cli::check);
     run(&telemetry, |shutdown| async move {
         match command {
-            Command::Start => serve(doors, config, shutdown).await,
+            Command::Start => serve(doors, admin, config, shutdown).await,
             Command::Token { tenant } => print_token(&config, tenant.as_deref()).await,
         }
     })
@@ -152,6 +161,7 @@ pub fn main() -> ExitCode {
 /// Waits for PostgreSQL, and serves until the shutdown.
 async fn serve(
     doors: Vec<Door>,
+    admin: Door,
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
@@ -166,7 +176,7 @@ async fn serve(
         let stacks = vec![(app.public, app.public_health), (app.internal, app.internal_health)];
         Ok(Served { stacks, drain: async {}.boxed() })
     };
-    serve_process(doors, start, shutdown).await
+    serve_process(doors, admin, start, shutdown).await
 }
 
 async fn print_token(config: &Config, tenant: Option<&str>) -> Result<(), Failure> {
@@ -216,6 +226,10 @@ impl Cli {
         Ok(Process {
             command: self.command.unwrap_or(Command::Start),
             doors: vec![public, Door { tls, ..internal }],
+            admin: Door::admin(
+                self.admin_listen,
+                "--admin-listen (CRM_REGISTRY_ADMIN_LISTEN)".to_owned(),
+            ),
             config,
             telemetry: self.telemetry,
         })

@@ -35,6 +35,7 @@ fn registry(folder: &Folder, port: u16, password: &str) -> Command {
         BIN,
         &[
             ("CRM_REGISTRY_LISTEN", "127.0.0.1:0"),
+            ("CRM_REGISTRY_ADMIN_LISTEN", "127.0.0.1:0"),
             ("CRM_REGISTRY_INTERNAL_LISTEN", "127.0.0.1:0"),
             ("CRM_DATABASE_PORT", &port.to_string()),
             ("CRM_DATABASE_PASSWORD_FILE", &folder.write("password", password)),

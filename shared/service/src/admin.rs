@@ -13,21 +13,21 @@ use tower::service_fn;
 
 use crate::metrics::recorder;
 use crate::server;
-use crate::stack::Health;
 
 /// How often measured times are put into their buckets. Between, they are kept
 /// one by one.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Serves `/metrics` (Prometheus), `/livez` and `/readyz` until `shutdown`. The
-/// process is ready when all these parts serve.
+/// Serves `/metrics` (Prometheus), `/livez` and `/readyz` until `shutdown`.
+/// `parts` names every part of the process, and says whether it serves: the
+/// process is ready when all do.
 ///
 /// # Errors
 ///
 /// When the socket fails, or the process has another recorder of metrics.
 pub async fn serve(
     listener: TcpListener,
-    parts: Vec<Health>,
+    parts: impl Fn() -> Vec<(&'static str, bool)> + Clone + Send + 'static,
     shutdown: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let recorder = recorder()?;
@@ -36,7 +36,7 @@ pub async fn serve(
             "/metrics" | "/livez" | "/readyz" if request.method() != Method::GET => refuse(),
             "/metrics" => answer(StatusCode::OK, "text/plain; version=0.0.4", recorder.render()),
             "/livez" => answer(StatusCode::OK, "text/plain", "ok\n".to_owned()),
-            "/readyz" => ready(&parts),
+            "/readyz" => ready(parts()),
             _ => answer(StatusCode::NOT_FOUND, "text/plain", "not found\n".to_owned()),
         };
         std::future::ready(Ok::<_, Infallible>(answer))
@@ -53,9 +53,9 @@ pub async fn serve(
     }
 }
 
-fn ready(parts: &[Health]) -> Response<Body> {
+fn ready(parts: Vec<(&'static str, bool)>) -> Response<Body> {
     let not_serving: Vec<_> =
-        parts.iter().filter(|part| !part.is_serving()).map(Health::part).collect();
+        parts.into_iter().filter(|(_, serves)| !serves).map(|(part, _)| part).collect();
     let is_ready = not_serving.is_empty();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "ready": is_ready, "not_serving": not_serving });
@@ -86,7 +86,7 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::stack::StackBuilder;
+    use crate::stack::{Health, StackBuilder};
 
     fn part(name: &'static str) -> Health {
         let verifier = Verifier::new(Audience::Public, Clock::default());
@@ -108,7 +108,8 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (one, other) = (part("one"), part("other"));
         let shutdown = CancellationToken::new();
-        let parts = vec![one.clone(), other.clone()];
+        let healths = [one.clone(), other.clone()];
+        let parts = move || healths.iter().map(Health::state).collect();
         let serving = tokio::spawn(serve(listener, parts, shutdown.clone()));
 
         one.set(true).await;
@@ -132,7 +133,7 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let _serving = tokio::spawn(serve(listener, Vec::new(), shutdown.clone()));
+        let _serving = tokio::spawn(serve(listener, Vec::new, shutdown.clone()));
 
         for (line, status) in [
             ("GET /metrics", "200 OK"),

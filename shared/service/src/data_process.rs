@@ -27,6 +27,9 @@ struct Options {
     /// Where it listens
     #[arg(long, env = "LISTEN", value_name = "ADDRESS")]
     listen: SocketAddr,
+    /// Where metrics and probes are, for whoever runs it; nobody else should come there
+    #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: SocketAddr,
     /// Where the registry serves leases: http on this machine, https with certificates elsewhere
     #[arg(
         long,
@@ -57,7 +60,10 @@ struct Options {
 }
 
 /// The options whose variables carry the service's name.
-const OWN: [&str; 5] = ["listen", "secret_file", "session_budget", "tls_cert_file", "tls_key_file"];
+const OWN: [&str; 6] =
+    ["listen", "admin_listen", "secret_file", "session_budget", "tls_cert_file", "tls_key_file"];
+/// How far its admin port is from its port, by default.
+const ADMIN_OFFSET: u16 = 10;
 
 /// The account's secret is sent there: beyond this machine by TLS alone.
 fn endpoint(text: &str) -> Result<String, String> {
@@ -76,12 +82,14 @@ fn endpoint(text: &str) -> Result<String, String> {
 impl DataService {
     /// The command line of its process.
     pub fn command(&self) -> Command {
+        let at = |arg: clap::Arg, port: u16| {
+            arg.default_value(format!("127.0.0.1:{port}")).required(false)
+        };
         let command = Options::augment_args(Command::new(self.name))
             .version(env!("CARGO_PKG_VERSION"))
             .about(format!("The service {} of the CRM, in a process of its own", self.name))
-            .mut_arg("listen", |listen| {
-                listen.default_value(format!("127.0.0.1:{}", self.port)).required(false)
-            });
+            .mut_arg("listen", |listen| at(listen, self.port))
+            .mut_arg("admin_listen", |listen| at(listen, self.port + ADMIN_OFFSET));
         OWN.into_iter().fold(command, |command, option| {
             let variable = self.variable(option);
             command.mut_arg(option, |arg| arg.env(variable))
@@ -97,7 +105,7 @@ impl DataService {
     where
         F: Future<Output = Result<DataApp, Failure>>,
     {
-        let (listen, telemetry, config) =
+        let ([listen, admin], telemetry, config) =
             parse_or_exit_usage(self.command(), |options| self.check(options));
         let door = Door {
             name: self.name,
@@ -105,18 +113,23 @@ impl DataService {
             setting: format!("--listen ({})", self.variable("listen")),
             tls: None,
         };
+        let setting = format!("--admin-listen ({})", self.variable("admin_listen"));
+        let admin = Door::admin(admin, setting);
         run(&telemetry, |shutdown| {
             let start = async {
                 let DataApp { stack, health, sessions } = start(config, Clock::default()).await?;
                 let drain = async move { sessions.drain().await }.boxed();
                 Ok(Served { stacks: vec![(stack, health)], drain })
             };
-            serve_process(vec![door], start, shutdown)
+            serve_process(vec![door], admin, start, shutdown)
         })
     }
 
-    fn check(&self, options: Options) -> Result<(SocketAddr, Telemetry, DataConfig), Vec<String>> {
-        let Options { listen, registry_endpoint, telemetry, .. } = options;
+    fn check(
+        &self,
+        options: Options,
+    ) -> Result<([SocketAddr; 2], Telemetry, DataConfig), Vec<String>> {
+        let Options { listen, admin_listen, registry_endpoint, telemetry, .. } = options;
         let files = (options.tls_cert_file, options.tls_key_file, options.registry_ca_file);
         let tls = match (registry_endpoint.starts_with("https:"), files) {
             (true, (Some(certificate), Some(key), Some(ca))) => {
@@ -144,7 +157,7 @@ impl DataService {
             instance: instance(listen),
             session_budget: options.session_budget.into(),
         };
-        Ok((listen, telemetry, config))
+        Ok(([listen, admin_listen], telemetry, config))
     }
 }
 

@@ -2,18 +2,21 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crm_clock::Clock;
 use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, ServerTlsConfig};
 
 use crate::late::Late;
-use crate::limits;
+use crate::metrics::recorder;
 use crate::server::{bind, serve_on};
 use crate::stack::{Health, Stack};
+use crate::{admin, limits};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -30,6 +33,13 @@ pub struct Door {
     pub tls: Option<ServerTlsConfig>,
 }
 
+impl Door {
+    /// The admin listener of a process.
+    pub fn admin(address: SocketAddr, setting: String) -> Self {
+        Self { name: "admin", address, setting, tls: None }
+    }
+}
+
 /// What a process serves once it can.
 #[expect(missing_debug_implementations, reason = "a future has none")]
 pub struct Served {
@@ -41,25 +51,37 @@ pub struct Served {
 
 /// Opens the doors, says NOT_SERVING there until `start` has made what is
 /// served, then serves until `shutdown`, and lets calls finish. What is waited
-/// for in `start` ends with the shutdown, too.
+/// for in `start` ends with the shutdown, too. The admin listener is there from
+/// the first to the last.
 ///
 /// # Errors
 ///
 /// When a door cannot be opened, or `start` fails.
 pub async fn serve_process(
     doors: Vec<Door>,
+    admin_door: Door,
     start: impl Future<Output = Result<Served, Failure>>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
+    let healths = Arc::new(OnceLock::<Vec<Health>>::new());
+    let Some(listener) = open(&admin_door, &shutdown).await? else { return Ok(()) };
+    let stop_admin = CancellationToken::new();
+    let _stops_at_the_end = stop_admin.clone().drop_guard();
+    let names = doors.iter().map(|door| (door.name, false)).collect::<Vec<_>>();
+    let told = healths.clone();
+    let parts = move || match told.get() {
+        Some(healths) => healths.iter().map(Health::state).collect(),
+        None => names.clone(),
+    };
+    // Metrics are looked up once: the recorder must be there before.
+    recorder()?;
+    tokio::spawn(admin::serve(listener, parts, stop_admin));
+
     let mut serving = JoinSet::new();
     let mut lates = Vec::new();
     for door in doors {
-        let listener = tokio::select! {
-            listener = bind(door.address, door.name, &door.setting) => listener?,
-            () = shutdown.cancelled() => return Ok(()),
-        };
+        let Some(listener) = open(&door, &shutdown).await? else { return Ok(()) };
         let late = Late::new(door.name, Clock::default());
-        tracing::info!(listener = door.name, address = %listener.local_addr()?, "listening");
         let server = match door.tls {
             Some(tls) => Server::builder().tls_config(tls.timeout(limits::HANDSHAKE))?,
             None => Server::builder(),
@@ -69,20 +91,20 @@ pub async fn serve_process(
     }
 
     let started = Instant::now();
-    let served = tokio::select! {
+    let started_up = tokio::select! {
         served = start => Some(served?),
         Some(ended) = serving.join_next() => { ended??; None }
         () = shutdown.cancelled() => None,
     };
-    let Some(Served { stacks, drain }) = served else {
+    let Some(Served { stacks, drain }) = started_up else {
         return stopped(serving, Instant::now()).await;
     };
-    let mut healths = Vec::new();
-    for (late, (stack, health)) in lates.iter().zip(stacks) {
+    let (stacks, served): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
+    for (late, (stack, health)) in lates.iter().zip(stacks.into_iter().zip(&served)) {
         health.set(true).await;
         late.set(stack);
-        healths.push(health);
     }
+    healths.get_or_init(|| served.clone());
     tracing::info!(seconds = started.elapsed().as_secs_f32(), "serving");
 
     tokio::select! {
@@ -92,7 +114,7 @@ pub async fn serve_process(
     let asked = Instant::now();
     shutdown.cancel();
     // Health checks fail first, so that nobody sends new calls.
-    for health in healths {
+    for health in served {
         health.close().await;
     }
     while let Some(ended) = serving.join_next().await {
@@ -100,6 +122,16 @@ pub async fn serve_process(
     }
     drain.await;
     stopped(serving, asked).await
+}
+
+/// Takes a door's address. `None`: the shutdown came before.
+async fn open(door: &Door, shutdown: &CancellationToken) -> Result<Option<TcpListener>, Failure> {
+    let listener = tokio::select! {
+        listener = bind(door.address, door.name, &door.setting) => listener?,
+        () = shutdown.cancelled() => return Ok(None),
+    };
+    tracing::info!(listener = door.name, address = %listener.local_addr()?, "listening");
+    Ok(Some(listener))
 }
 
 async fn stopped(

@@ -54,14 +54,9 @@ impl Health {
         self.reporter.set_service_status("", status).await;
     }
 
-    /// The name of the stack.
-    pub fn part(&self) -> &'static str {
-        self.part
-    }
-
-    /// What was reported last.
-    pub fn is_serving(&self) -> bool {
-        self.is_serving.load(Ordering::Relaxed)
+    /// The name of the stack, and whether it was said last that it serves.
+    pub fn state(&self) -> (&'static str, bool) {
+        (self.part, self.is_serving.load(Ordering::Relaxed))
     }
 
     /// Ends the streams that watch the health of a server that stops.

@@ -15,6 +15,6 @@ mod tenant;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use link::DataReplica;
 pub use postgres::OtherCluster;
-pub use process::{Folder, Process, health, program};
+pub use process::{Folder, Process, ask_admin, health, program};
 pub use server::{Replica, Server, own_server, serve_alone, server};
 pub use tenant::Tenant;
