@@ -74,12 +74,18 @@ impl Activities {
     async fn report_owned(&self, report: &Report) -> Result<(), ActivityError> {
         let now = self.clock.now();
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
-        if let Some(number) = store::report_number(&mut tx, report, now - ALIVE_FOR).await? {
-            if number >= report.number {
-                return Ok(());
-            }
-        } else if report.session_budget > 0 {
-            self.make_room(&mut tx, report).await?;
+        let mut number = store::report_number(&mut tx, report, now - ALIVE_FOR).await?;
+        if number.is_none() && report.session_budget > 0 {
+            // Clusters are asked with no connection in hand: they may be slow,
+            // and many may join at once.
+            tx.rollback().await.map_err(StoreError::from)?;
+            let connections = self.connections().await?;
+            tx = self.database.registry.begin().await.map_err(StoreError::from)?;
+            self.make_room(&mut tx, report, connections).await?;
+            number = store::report_number(&mut tx, report, now - ALIVE_FOR).await?;
+        }
+        if number.is_some_and(|number| number >= report.number) {
+            return Ok(());
         }
         if report.session_budget > 0 {
             store::upsert_instance(&mut tx, report, now).await?;
@@ -91,13 +97,18 @@ impl Activities {
         Ok(())
     }
 
-    /// One process joins at a time, so that two do not take the same room.
-    async fn make_room(&self, tx: &mut PgConnection, report: &Report) -> Result<(), ActivityError> {
+    /// One process joins at a time, so that two do not take the same room of
+    /// so many connections.
+    async fn make_room(
+        &self,
+        tx: &mut PgConnection,
+        report: &Report,
+        connections: i64,
+    ) -> Result<(), ActivityError> {
         let now = self.clock.now();
         store::lock_joins(tx).await?;
         store::delete_old_activity(tx, now - KEPT_FOR).await?;
         let taken = store::budgets_of_others(tx, report, now - ALIVE_FOR).await?;
-        let connections = self.connections().await?;
         let needed = taken + i64::from(report.session_budget) + RESERVED_CONNECTIONS;
         if needed > connections {
             return Err(ActivityError::BudgetExceeded { needed, connections });

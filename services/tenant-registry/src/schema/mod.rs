@@ -15,7 +15,7 @@ use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
 use sqlx::postgres::PgAdvisoryLock;
 use sqlx::{Connection as _, PgConnection};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, Notify};
 
 pub(crate) use migrator::{Migrator, Migrators, Raised, raise};
 pub(crate) use store::{migrations, services};
@@ -155,6 +155,9 @@ pub(crate) struct NewMigration {
 pub(crate) struct Schemas {
     database: Database,
     migrators: Migrators,
+    /// Taken before [`LOCK`], and before a connection: those who wait for it
+    /// leave the connections to who has it, and needs several.
+    turn: Arc<Mutex<()>>,
     /// Told when there is a new version.
     registered: Arc<Notify>,
     clock: Clock,
@@ -167,7 +170,7 @@ impl Schemas {
         registered: Arc<Notify>,
         clock: Clock,
     ) -> Self {
-        Self { database, migrators, registered, clock }
+        Self { database, migrators, turn: Arc::default(), registered, clock }
     }
 
     /// Takes in the registry's own schema.
@@ -204,6 +207,7 @@ impl Schemas {
             return Err(SchemaError::Gap);
         }
         // One at a time, in all replicas; the lock goes with its connection.
+        let _turn = self.turn.lock().await;
         let lock = PgAdvisoryLock::new(LOCK);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
@@ -255,6 +259,7 @@ impl Schemas {
 
     /// Makes the template of a cluster that lacks one, or a migration.
     pub(crate) async fn catch_up_cluster(&self, cluster: &str) -> Result<(), SchemaError> {
+        let _turn = self.turn.lock().await;
         let lock = PgAdvisoryLock::new(LOCK);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;

@@ -1,0 +1,73 @@
+//! Many processes at once: the registry's few connections are enough for all.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::sync::OnceLock;
+
+use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
+use crm_proto::registry::v1::{Migration, RegisterSchemaRequest, ReportActivityRequest};
+use crm_testing::{Client, Server, own_server};
+use futures_util::future::join_all;
+use tonic::Status;
+use tonic::transport::Channel;
+
+/// More than the registry has connections.
+const CROWD: usize = 30;
+
+fn suite() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| own_server(0))
+}
+
+fn service() -> (Client, LeaseServiceClient<Channel>) {
+    let roles = vec!["roles/internal.service".to_owned()];
+    let issued = suite().identity.issue("services/contacts".to_owned(), roles, None).unwrap();
+    let client = Client::new(issued.token);
+    let leases = LeaseServiceClient::new(client.channel(suite().addresses.internal));
+    (client, leases)
+}
+
+/// Registers the newest version of contacts, as a process of it that starts.
+async fn register() -> Result<u32, Status> {
+    let (client, mut leases) = service();
+    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
+    let second = "COMMENT ON TABLE contacts.contacts IS 'people'";
+    let migrations = (1..).zip([first, second]).map(|(version, sql)| Migration {
+        version,
+        description: "a test's".to_owned(),
+        sql: sql.to_owned(),
+        oldest_service_version: 0,
+    });
+    let request = RegisterSchemaRequest { migrations: migrations.collect() };
+    Ok(leases.register_schema(client.request(request)).await?.into_inner().schema_version)
+}
+
+async fn report(instance: usize, number: i64, session_budget: u32) -> Result<(), Status> {
+    let (client, mut leases) = service();
+    let request = ReportActivityRequest {
+        instance: format!("crowd-{instance}"),
+        report_number: number,
+        session_budget,
+        tenants: Vec::new(),
+    };
+    leases.report_activity(client.request(request)).await.map(drop)
+}
+
+#[tokio::test]
+async fn many_processes_that_start_with_a_new_version_all_get_in() {
+    let outcomes = join_all((0..CROWD).map(|_| register())).await;
+
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap(), 2);
+    }
+}
+
+#[tokio::test]
+async fn many_processes_join_at_once() {
+    let joined = join_all((0..CROWD).map(|instance| report(instance, 1, 1))).await;
+    let left = join_all((0..CROWD).map(|instance| report(instance, 2, 0))).await;
+
+    for outcome in joined.into_iter().chain(left) {
+        outcome.unwrap();
+    }
+}
