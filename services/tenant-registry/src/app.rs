@@ -58,6 +58,7 @@ impl App {
         // The registry's database, and the cluster that tenants live in.
         let database = Database::open(&config).await?;
         cluster::store::add_first(&database.registry, &config, clock.now()).await?;
+        tokio::spawn(database.clone().ask_clusters());
 
         // The template of tenant databases, with the platform's own schema;
         // and the wave that raises what is there already.

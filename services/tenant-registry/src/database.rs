@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crm_tenancy::{SessionError, StoreError};
+use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::postgres::{
     PgAdvisoryLock, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgSslMode,
@@ -35,6 +36,8 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// The longest pause between two questions.
 const ASK_AGAIN_AT_LAST: Duration = Duration::from_secs(3);
+/// How often clusters are asked whether they answer.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// The registry's connections.
 #[derive(Clone)]
@@ -99,6 +102,32 @@ impl Database {
             clusters.push(self.cluster(&id).await?);
         }
         Ok(clusters)
+    }
+
+    /// Keeps up to date which clusters answer, for as long as this process
+    /// runs.
+    pub(crate) async fn ask_clusters(self) {
+        loop {
+            match self.clusters().await {
+                Ok(clusters) => {
+                    join_all(clusters.iter().map(ClusterAdmin::ask)).await;
+                }
+                Err(error) => {
+                    let cause = crm_error::chain(&error);
+                    tracing::warn!(cause, "clusters cannot be asked whether they answer");
+                }
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// The clusters that did not answer a moment ago: what is done for all
+    /// begins with others, or comes back to them later.
+    pub(crate) fn silent_clusters(&self) -> Vec<String> {
+        self.known(|clusters| {
+            let silent = clusters.iter().filter(|(_, cluster)| !cluster.answers());
+            silent.map(|(id, _)| id.clone()).collect()
+        })
     }
 
     /// The password of the registry's login in a cluster.

@@ -1,6 +1,8 @@
 //! The registry's administrative connections to one PostgreSQL cluster:
 //! databases and roles. The one place where identifiers become part of SQL.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crm_tenancy::StoreError;
@@ -12,12 +14,16 @@ use uuid::Uuid;
 pub(super) const DATABASE: &str = "postgres";
 /// The most administrative connections to a cluster.
 const CONNECTIONS: u32 = 4;
+/// How long a cluster may take to answer when it is asked whether it does.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The administrative side of a PostgreSQL cluster.
 #[derive(Clone)]
 pub(crate) struct ClusterAdmin {
     pool: PgPool,
     options: PgConnectOptions,
+    /// Whether it answered when it was last asked.
+    answers: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for ClusterAdmin {
@@ -39,7 +45,7 @@ impl ClusterAdmin {
             .max_connections(CONNECTIONS)
             .acquire_timeout(Duration::from_secs(3))
             .connect_lazy_with(options.clone().database(DATABASE));
-        Self { pool, options }
+        Self { pool, options, answers: Arc::new(AtomicBool::new(true)) }
     }
 
     /// The connections to where the administrative functions are.
@@ -56,6 +62,18 @@ impl ClusterAdmin {
     pub(crate) async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("SELECT 1").execute(&self.pool).await?;
         Ok(())
+    }
+
+    /// Asks whether the cluster answers.
+    pub(crate) async fn ask(&self) {
+        let answer = tokio::time::timeout(PATIENCE, self.ping()).await;
+        self.answers.store(matches!(answer, Ok(Ok(()))), Ordering::Relaxed);
+    }
+
+    /// Whether it answered when it was last asked: a hint at what can be put
+    /// off.
+    pub(crate) fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// A connection of the registry's own to a template.

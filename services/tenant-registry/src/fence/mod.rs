@@ -15,7 +15,7 @@ use crm_tenancy::StoreError;
 use futures_util::future::join_all;
 use sqlx::postgres::PgAdvisoryLock;
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::cluster::ClusterAdmin;
@@ -31,6 +31,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many looks in a row must find none: a session that was opening when the
 /// fence came shows a moment later.
 const QUIET_LOOKS: u32 = 3;
+/// How long a cluster may take to compare its fences.
+const COMPARE_WITHIN: Duration = Duration::from_secs(3);
+/// How long a cluster may take to enforce one state.
+const SETTLE_WITHIN: Duration = Duration::from_secs(10);
 /// How often all fences are looked over.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -39,6 +43,8 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 pub(crate) enum FenceError {
     #[error("sessions of a fenced tenant do not end")]
     SessionsLeft,
+    #[error("the cluster does not answer in time")]
+    TooSlow,
     #[error("a statement failed")]
     Store(#[from] StoreError),
 }
@@ -46,7 +52,7 @@ pub(crate) enum FenceError {
 impl From<FenceError> for ApiError {
     fn from(error: FenceError) -> Self {
         match error {
-            FenceError::SessionsLeft => Self::unavailable(error),
+            FenceError::SessionsLeft | FenceError::TooSlow => Self::unavailable(error),
             FenceError::Store(error) => error.into(),
         }
     }
@@ -75,11 +81,8 @@ impl Fences {
         // The state may change meanwhile: then once more.
         while let Some(wanted) = store::unsettled(&mut connection, tenant_id).await? {
             let cluster = self.database.cluster(&wanted.cluster).await?;
-            if wanted.is_fenced() {
-                fence(&cluster, tenant_id).await?;
-            } else {
-                cluster.set_fence(tenant_id, false).await?;
-            }
+            let enforced = timeout(SETTLE_WITHIN, enforce(&cluster, tenant_id, wanted.is_fenced()));
+            enforced.await.map_err(|_| FenceError::TooSlow)??;
             store::settled(&mut connection, tenant_id, &wanted).await?;
         }
         connection.release_now().await.map_err(StoreError::from)?;
@@ -100,12 +103,15 @@ impl Fences {
     async fn keep_once(&self) -> Result<(), FenceError> {
         // A cluster that does not answer keeps nobody else waiting for long.
         let clusters = self.database.clusters().await?;
-        for outcome in join_all(clusters.iter().map(|cluster| self.compare(cluster))).await {
-            if let Err(error) = outcome {
+        let compared =
+            clusters.iter().map(|cluster| timeout(COMPARE_WITHIN, self.compare(cluster)));
+        for outcome in join_all(compared).await {
+            if let Err(error) = outcome.unwrap_or(Err(FenceError::TooSlow)) {
                 tracing::warn!(cause = crm_error::chain(&error), "fences cannot be compared");
             }
         }
-        for tenant_id in store::all_unsettled(&self.database.registry).await? {
+        let silent = self.database.silent_clusters();
+        for tenant_id in store::all_unsettled(&self.database.registry, &silent).await? {
             let outcome = self.settle(tenant_id).await;
             tracing::info!(%tenant_id, ?outcome, "took up an unsettled tenant");
         }
@@ -130,10 +136,17 @@ impl Fences {
     }
 }
 
-/// Shuts a tenant's logins, and ends its sessions.
-async fn fence(cluster: &ClusterAdmin, tenant_id: Uuid) -> Result<(), FenceError> {
-    // Committed first: from here on no session can begin to open.
-    cluster.set_fence(tenant_id, true).await?;
+/// Opens a tenant's logins; or shuts them, and ends its sessions.
+async fn enforce(
+    cluster: &ClusterAdmin,
+    tenant_id: Uuid,
+    is_fenced: bool,
+) -> Result<(), FenceError> {
+    // Committed first: once they are shut, no session can begin to open.
+    cluster.set_fence(tenant_id, is_fenced).await?;
+    if !is_fenced {
+        return Ok(());
+    }
     let until = Instant::now() + END_WITHIN;
     let mut quiet = 0;
     while quiet < QUIET_LOOKS {

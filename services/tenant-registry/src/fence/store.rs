@@ -33,9 +33,18 @@ pub(super) async fn unsettled(
     Ok(row.bind(tenant_id).fetch_optional(connection).await?)
 }
 
-pub(super) async fn all_unsettled(pool: &PgPool) -> Result<Vec<Uuid>, StoreError> {
-    let tenants = sqlx::query_scalar("SELECT tenant_id FROM tenants WHERE NOT is_settled");
-    Ok(tenants.fetch_all(pool).await?)
+/// All tenants that are not settled, but for those in silent clusters.
+pub(super) async fn all_unsettled(
+    pool: &PgPool,
+    silent: &[String],
+) -> Result<Vec<Uuid>, StoreError> {
+    let tenants = sqlx::query_scalar(
+        "SELECT t.tenant_id
+         FROM tenants AS t
+         JOIN databases AS d ON d.database_id = t.tenant_id
+         WHERE NOT t.is_settled AND d.cluster <> ALL($1)",
+    );
+    Ok(tenants.bind(silent).fetch_all(pool).await?)
 }
 
 /// Writes down that a state is enforced, if it is still the one that is

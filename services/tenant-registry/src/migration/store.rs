@@ -216,10 +216,11 @@ pub(super) async fn insert_request(
 
 /// Takes the lock of a database that is due, those that wait for a tenant
 /// first. The lock lives as long as the connection. `taken` are the databases
-/// whose locks the connection has already.
+/// whose locks the connection has already; those of silent clusters come later.
 pub(super) async fn claim(
     connection: &mut PgConnection,
     taken: &[Uuid],
+    silent: &[String],
     now: DateTime<Utc>,
 ) -> Result<Option<Claimed>, StoreError> {
     // Row by row, in order, until a lock was free.
@@ -233,6 +234,7 @@ pub(super) async fn claim(
              SELECT due.database_id, d.name, d.cluster
              FROM due
              JOIN databases AS d ON d.database_id = due.database_id
+             WHERE d.cluster <> ALL($3)
              ORDER BY due.purpose, due.retry_time NULLS FIRST, due.database_id
              LIMIT 100
          )
@@ -241,7 +243,7 @@ pub(super) async fn claim(
          WHERE pg_try_advisory_lock(hashtextextended('crm migration ' || database_id, 0))
          LIMIT 1",
     );
-    Ok(claimed.bind(taken).bind(now).fetch_optional(connection).await?)
+    Ok(claimed.bind(taken).bind(now).bind(silent).fetch_optional(connection).await?)
 }
 
 pub(super) async fn release(

@@ -108,8 +108,11 @@ impl Wave {
         let mut running = JoinSet::new();
         let mut taken: Vec<Uuid> = Vec::new();
         loop {
+            // One that does not answer would only hold the others up.
+            let silent = self.database.silent_clusters();
+            let now = self.clock.now();
             while taken.len() < AT_ONCE
-                && let Some(claimed) = store::claim(&mut locks, &taken, self.clock.now()).await?
+                && let Some(claimed) = store::claim(&mut locks, &taken, &silent, now).await?
             {
                 taken.push(claimed.database_id);
                 let (this, ready) = (self.clone(), ready.clone());

@@ -102,7 +102,8 @@ impl Provisioner {
     /// [`Provisioner::finish`] has to make. Both stand when `tx` commits; the
     /// tenant's id is the database's.
     pub(crate) async fn place(&self, tx: &mut PgConnection) -> Result<Placed, ProvisionError> {
-        let Some(cluster) = store::place(tx).await? else {
+        let silent = self.database.silent_clusters();
+        let Some(cluster) = store::place(tx, &silent).await? else {
             let has_room = store::has_room(tx).await?;
             return Err(if has_room { ProvisionError::NoTemplate } else { ProvisionError::NoRoom });
         };
@@ -164,7 +165,8 @@ impl Provisioner {
     pub(crate) async fn resume(self) {
         loop {
             let before = self.clock.now() - RESUME_AFTER;
-            match store::unfinished(&self.database.registry, before).await {
+            let silent = self.database.silent_clusters();
+            match store::unfinished(&self.database.registry, before, &silent).await {
                 Ok(tenants) => {
                     for tenant_id in tenants {
                         let outcome = self.finish(tenant_id).await;

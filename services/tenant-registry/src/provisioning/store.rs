@@ -120,20 +120,30 @@ pub(super) async fn services_with_logins(pool: &PgPool) -> Result<Vec<String>, S
     Ok(services.fetch_all(pool).await?)
 }
 
-/// Tenants that have been in the making for long.
+/// Tenants that have been in the making for long, but for those in silent
+/// clusters.
 pub(super) async fn unfinished(
     pool: &PgPool,
     before: DateTime<Utc>,
+    silent: &[String],
 ) -> Result<Vec<Uuid>, StoreError> {
     let tenants = sqlx::query_scalar(
-        "SELECT tenant_id FROM tenants WHERE state = $1 AND create_time < $2 ORDER BY create_time",
+        "SELECT t.tenant_id
+         FROM tenants AS t
+         JOIN databases AS d ON d.database_id = t.tenant_id
+         WHERE t.state = $1 AND t.create_time < $2 AND d.cluster <> ALL($3)
+         ORDER BY t.create_time",
     );
-    Ok(tenants.bind(State::Provisioning as i16).bind(before).fetch_all(pool).await?)
+    let tenants = tenants.bind(State::Provisioning as i16).bind(before).bind(silent);
+    Ok(tenants.fetch_all(pool).await?)
 }
 
 /// The cluster for a new tenant: of those that take tenants and have room, the
-/// one with the fewest.
-pub(super) async fn place(tx: &mut PgConnection) -> Result<Option<String>, StoreError> {
+/// one with the fewest; a silent one only if there is no other.
+pub(super) async fn place(
+    tx: &mut PgConnection,
+    silent: &[String],
+) -> Result<Option<String>, StoreError> {
     let cluster = sqlx::query_scalar(
         "SELECT c.cluster
          FROM clusters AS c
@@ -143,10 +153,10 @@ pub(super) async fn place(tx: &mut PgConnection) -> Result<Option<String>, Store
              WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
          ) AS held
          WHERE c.state = $1 AND held.tenants < c.tenant_capacity AND is_current(c.template_id)
-         ORDER BY held.tenants, c.create_time
+         ORDER BY c.cluster = ANY($2), held.tenants, c.create_time
          LIMIT 1",
     );
-    Ok(cluster.bind(ClusterState::Active as i16).fetch_optional(tx).await?)
+    Ok(cluster.bind(ClusterState::Active as i16).bind(silent).fetch_optional(tx).await?)
 }
 
 /// Whether a cluster has room, be its template current or not.

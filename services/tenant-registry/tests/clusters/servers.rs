@@ -1,5 +1,7 @@
 //! Tenants on a second server: what they share with others, and what not.
 
+use std::time::{Duration, Instant};
+
 use crm_proto::registry::v1::cluster::State;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::{
@@ -11,7 +13,9 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use super::{FIRST, addition, clusters, create, get, set_state, suite, tenant, until, write};
+use super::{
+    FIRST, addition, clusters, create, get, set_state, suite, tenant, try_tenant, until, write,
+};
 
 fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
     let roles = vec!["roles/internal.service".to_owned()];
@@ -42,17 +46,48 @@ async fn only_its_own_database_opens(server: &Server, other: &OtherCluster, tena
     }
 }
 
-async fn register(server: &Server, sql: &[&str]) -> Result<u32, Status> {
+/// Registers one more migration of contacts, and answers its version.
+async fn register(server: &Server, sql: &str) -> Result<u32, Status> {
+    let mut registry = server.superuser("crm_registry").await;
+    let known = "SELECT sql FROM migrations WHERE service = 'contacts' ORDER BY version";
+    let mut set: Vec<String> = sqlx::query_scalar(known).fetch_all(&mut registry).await.unwrap();
+    set.push(sql.to_owned());
     let (client, mut leases) = service(server);
-    let migrations = (1..).zip(sql).map(|(version, sql)| Migration {
+    let migrations = (1..).zip(set).map(|(version, sql)| Migration {
         version,
         description: "a test's".to_owned(),
-        sql: (*sql).to_owned(),
+        sql,
         oldest_service_version: 0,
     });
     let request = RegisterSchemaRequest { migrations: migrations.collect() };
     let registered = leases.register_schema(client.request(request)).await?;
     Ok(registered.into_inner().schema_version)
+}
+
+/// Suspends tenants as a process does that dies then.
+async fn suspend_and_die(server: &Server, tenants: &[&Tenant]) {
+    let mut registry = server.superuser("crm_registry").await;
+    let ids: Vec<_> = tenants.iter().map(|tenant| tenant.id).collect();
+    sqlx::query("UPDATE tenants SET state = 3, is_settled = false WHERE tenant_id = ANY($1)")
+        .bind(ids)
+        .execute(&mut registry)
+        .await
+        .unwrap();
+}
+
+/// Waits until the tenant's cluster enforces its state.
+async fn until_settled(server: &Server, tenant: &Tenant, patience: Duration) {
+    let mut registry = server.superuser("crm_registry").await;
+    let start = Instant::now();
+    loop {
+        let settled = sqlx::query_scalar("SELECT is_settled FROM tenants WHERE tenant_id = $1");
+        let settled: bool = settled.bind(tenant.id).fetch_one(&mut registry).await.unwrap();
+        if settled {
+            return;
+        }
+        assert!(start.elapsed() < patience, "it is not settled");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test]
@@ -122,10 +157,8 @@ async fn a_cluster_that_misses_a_schema_gets_it_before_more_tenants() {
     other.set_up().await;
     let added = create(server, addition("late", &other)).await.unwrap();
     other.stop().await;
-    let first = include_str!("../../../contacts/migrations/0001_contacts.sql");
-    let comment = "COMMENT ON TABLE contacts.contacts IS 'people'";
 
-    assert_eq!(register(server, &[first, comment]).await.unwrap(), 2);
+    register(server, "COMMENT ON TABLE contacts.contacts IS 'people'").await.unwrap();
 
     // It has the fewest tenants, and the old template.
     assert_eq!(tenant(server).await.tenant.cluster, FIRST);
@@ -136,4 +169,73 @@ async fn a_cluster_that_misses_a_schema_gets_it_before_more_tenants() {
         write(server, &tenant(server).await).await.unwrap();
     }
     set_state(server, &added.name, State::Draining).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_down_gets_no_tenants_and_holds_up_no_fence() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let near = tenant(server).await;
+    let added = create(server, addition("down", &other)).await.unwrap();
+    let mut there = Vec::new();
+    set_state(server, FIRST, State::Draining).await;
+    while there.len() < 5 {
+        there.push(tenant(server).await);
+    }
+    set_state(server, FIRST, State::Active).await;
+    // It has the fewest tenants, and will have.
+    let mut registry = server.superuser("crm_registry").await;
+    sqlx::raw_sql(
+        "INSERT INTO databases (database_id, cluster, name, purpose, step, create_time)
+         SELECT gen_random_uuid(), 'local', 'counted_' || n, 'tenant', 'planned', now()
+         FROM generate_series(1, 100) AS n",
+    )
+    .execute(&mut registry)
+    .await
+    .unwrap();
+
+    other.stop().await;
+
+    let start = Instant::now();
+    while try_tenant(server).await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "tenants go to where nothing answers");
+    }
+    for _ in 0..3 {
+        assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    }
+    let suspended: Vec<_> = there.iter().chain([&near]).collect();
+    suspend_and_die(server, &suspended).await;
+    until_settled(server, &near, Duration::from_secs(12)).await;
+    other.start_again().await;
+    for tenant in suspended {
+        until_settled(server, tenant, Duration::from_secs(60)).await;
+    }
+    let counted = "DELETE FROM databases WHERE name LIKE 'counted_%'";
+    sqlx::raw_sql(counted).execute(&mut registry).await.unwrap();
+    set_state(server, &added.name, State::Draining).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_stands_still_holds_up_no_fence() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let near = tenant(server).await;
+    let added = create(server, addition("still", &other)).await.unwrap();
+    set_state(server, &added.name, State::Draining).await;
+    // Whoever asks for roles there gets no answer.
+    let mut session = other.superuser("postgres").await;
+    let mut still = session.begin().await.unwrap();
+    sqlx::query("LOCK pg_authid IN ACCESS EXCLUSIVE MODE").execute(&mut *still).await.unwrap();
+    let mut waits = false;
+    while !waits {
+        let asked = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)");
+        waits = asked.fetch_one(&mut *still).await.unwrap();
+    }
+
+    suspend_and_die(server, &[&near]).await;
+
+    until_settled(server, &near, Duration::from_secs(30)).await;
+    still.rollback().await.unwrap();
 }
