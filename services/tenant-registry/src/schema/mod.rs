@@ -239,19 +239,23 @@ impl Schemas {
     }
 
     /// Makes a new template in every cluster whose current one lacks a
-    /// migration. A cluster that does not answer is left for
-    /// [`Schemas::catch_up`]; the first has to try each migration.
+    /// migration. A cluster that does not answer, or takes no template, is left
+    /// for [`Schemas::catch_up`]; the first has to try each migration.
     async fn make_templates(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
         for behind in store::clusters_behind(tx).await? {
             let admin = self.database.cluster(&behind.cluster).await?;
-            match admin.ping().await {
-                Ok(()) => self.make_template(tx, &behind, &admin).await?,
-                Err(error) if behind.is_first => return Err(error.into()),
+            let made = match admin.ping().await {
+                Ok(()) => self.make_template(tx, &behind, &admin).await,
+                Err(error) => Err(error.into()),
+            };
+            match made {
+                Err(error) if behind.is_first => return Err(error),
                 Err(error) => tracing::warn!(
                     cluster = behind.cluster,
                     cause = crm_error::chain(&error),
-                    "a cluster does not answer; it gets its template later"
+                    "a cluster gets its template later"
                 ),
+                Ok(()) => {}
             }
         }
         Ok(())

@@ -239,3 +239,19 @@ async fn a_cluster_that_stands_still_holds_up_no_fence() {
     until_settled(server, &near, Duration::from_secs(30)).await;
     still.rollback().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_cluster_that_takes_no_template_holds_up_no_service() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let added = create(server, addition("full", &other)).await.unwrap();
+    let mut postgres = other.superuser("postgres").await;
+    sqlx::raw_sql("ALTER ROLE crm_registry NOCREATEDB").execute(&mut postgres).await.unwrap();
+
+    register(server, "COMMENT ON TABLE contacts.contacts IS 'full'").await.unwrap();
+
+    sqlx::raw_sql("ALTER ROLE crm_registry CREATEDB").execute(&mut postgres).await.unwrap();
+    until(server, &added.name, |cluster| cluster.template > added.template).await;
+    set_state(server, &added.name, State::Draining).await;
+}
