@@ -7,9 +7,12 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use crm_proto::registry::v1::migration_service_client::MigrationServiceClient;
 use crm_proto::registry::v1::tenant::State;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
-use crm_proto::registry::v1::{CreateTenantRequest, GetTenantRequest, Tenant as TenantMessage};
+use crm_proto::registry::v1::{
+    CreateTenantRequest, GetTenantRequest, SummarizeMigrationsRequest, Tenant as TenantMessage,
+};
 use crm_testing::{Client, Server, code_and_reason, own_server};
 use futures_util::future::join_all;
 use prost::Message as _;
@@ -231,6 +234,32 @@ async fn a_spare_with_an_old_schema_waits() {
     assert_eq!(tenant.state(), State::Active);
     assert!(!old.contains(&id(&tenant)), "it has the old schema");
     assert!(full(server).await.is_disjoint(&old));
+}
+
+#[tokio::test]
+async fn spares_that_failed_are_replaced_and_stop_no_wave() {
+    let (server, _turn) = suite().await;
+    let mut registry = registry(server).await;
+    let mut failed = 0;
+    // More of them than a wave may have.
+    while failed <= 5 {
+        let ids: Vec<_> = full(server).await.into_iter().collect();
+        let fail = "UPDATE schema_versions SET version = version - 1, state = 4
+                    WHERE service = 'contacts' AND database_id = ANY($1)";
+        sqlx::query(fail).bind(&ids).execute(&mut registry).await.unwrap();
+        failed += ids.len();
+    }
+
+    // No operator can retry what is nobody's.
+    let operator = Client::operator(server);
+    let mut client = MigrationServiceClient::new(operator.channel(server.addresses.registry));
+    let summary = client.summarize_migrations(operator.request(SummarizeMigrationsRequest {}));
+    let services = summary.await.unwrap().into_inner().services;
+
+    let contacts = services.iter().find(|wave| wave.service == "contacts").unwrap();
+    assert_eq!((contacts.failed, contacts.stopped), (0, false), "{contacts:?}");
+    assert_eq!(contacts.current, contacts.total, "{contacts:?}");
+    full(server).await;
 }
 
 #[tokio::test]
