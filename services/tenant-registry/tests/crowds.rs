@@ -2,10 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+use std::collections::HashSet;
 use std::sync::OnceLock;
 
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
-use crm_proto::registry::v1::{Migration, RegisterSchemaRequest, ReportActivityRequest};
+use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
+use crm_proto::registry::v1::{
+    CreateTenantRequest, Migration, RegisterSchemaRequest, ReportActivityRequest,
+    SuspendTenantRequest, Tenant,
+};
 use crm_testing::{Client, Server, own_server};
 use futures_util::future::join_all;
 use tonic::Status;
@@ -70,4 +75,38 @@ async fn many_processes_join_at_once() {
     for outcome in joined.into_iter().chain(left) {
         outcome.unwrap();
     }
+}
+
+async fn create(request_id: String) -> Result<Tenant, Status> {
+    let operator = Client::operator(suite());
+    let mut client = TenantServiceClient::new(operator.channel(suite().addresses.registry));
+    let tenant = Tenant { display_name: "A crowd's".to_owned(), ..Tenant::default() };
+    let request = CreateTenantRequest { tenant: Some(tenant), request_id, ..Default::default() };
+    Ok(client.create_tenant(operator.request(request)).await?.into_inner())
+}
+
+async fn suspend(name: &str) -> Result<Tenant, Status> {
+    let operator = Client::operator(suite());
+    let mut client = TenantServiceClient::new(operator.channel(suite().addresses.registry));
+    let request = SuspendTenantRequest { name: name.to_owned(), ..Default::default() };
+    Ok(client.suspend_tenant(operator.request(request)).await?.into_inner())
+}
+
+#[tokio::test]
+async fn many_tenants_are_made_and_suspended_at_once() {
+    let first = join_all((0..CROWD).map(|_| create(String::new()))).await;
+    let first: Vec<_> = first.into_iter().map(|made| made.unwrap().name).collect();
+    let request_id = suite().clock.new_id().to_string();
+
+    let (made, repeated, suspended) = tokio::join!(
+        join_all((0..CROWD).map(|_| create(String::new()))),
+        join_all((0..CROWD).map(|_| create(request_id.clone()))),
+        join_all(first.iter().map(|name| suspend(name))),
+    );
+
+    for outcome in made.into_iter().chain(suspended) {
+        outcome.unwrap();
+    }
+    let names: HashSet<_> = repeated.into_iter().map(|made| made.unwrap().name).collect();
+    assert_eq!(names.len(), 1);
 }
