@@ -60,6 +60,8 @@ DEFAULT_BASE, DEFAULT_EDGE = 50050, 8080
 # The registry's, contacts', messaging's, PostgreSQL's and the leases' ports
 # follow from the base; the edge's does where the default one is taken.
 OFFSETS, EDGE_OFFSET = (1, 2, 3, 20, 21), 30
+# The admin ports: of `crm`, and of three processes.
+ADMIN_OFFSETS = (10, 11, 12, 13)
 ORIGIN, FOREIGN_ORIGIN = "http://localhost:5173", "http://localhost:5174"
 
 START_LIMIT = 120
@@ -217,7 +219,7 @@ def free_base():
 
     It is below the ports that outgoing connections take for themselves.
     """
-    offsets = [*OFFSETS, EDGE_OFFSET]
+    offsets = [*OFFSETS, *ADMIN_OFFSETS, EDGE_OFFSET]
     for base in range(20_050, 32_000, 50):
         if not any(listens(base + offset) for offset in offsets):
             return base
@@ -827,6 +829,25 @@ def tell_health(report):
     report.equal("start: every listener serves", seen, dict.fromkeys(ports, "SERVING"))
 
 
+def tell_admin(report, ports):
+    """What each process says to those who look after it."""
+    for port in ports:
+        code, text = get(port, "/readyz")
+        report.equal(f"admin: port {port} is ready", (code, json.loads(text)["ready"]), (200, True))
+    metrics = "".join(get(port, "/metrics")[1] for port in ports)
+    for metric in ("rpc_server_duration_seconds", "crm_sessions", "crm_spares", "crm_leases"):
+        report.check(f"admin: there is {metric}", f"\n{metric}" in metrics, metrics[:400])
+    report.check("admin: nothing of a tenant is there", "story" not in metrics)
+
+
+def get(port, path):
+    """The status and the text of a page."""
+    connection = http.client.HTTPConnection(HOST, port, timeout=CALL_LIMIT)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    return response.status, response.read().decode()
+
+
 def tell_stop(report, server, by):
     """A stop is clean and quick."""
     code, seconds = server.stop(by)
@@ -886,6 +907,7 @@ def tell(report, server, readme):
     tell_operations(report, server)
     tell_services(report, server, story)
     tell_browsers(report, story)
+    tell_admin(report, [REGISTRY + 9])
     tell_restart(report, server, story)
     tell_second_start(report, server)
     tell_end(report, server, story)
@@ -898,6 +920,7 @@ def tell_processes(report, server):
     report.check("start: a tenant is made", '"slug": "initech"' in server.log_text())
     tell_health(report)
     tell_services(report, server, story)
+    tell_admin(report, [port + 10 for port in (REGISTRY, CONTACTS, MESSAGING)])
     tell_restart(report, server, story)
     tell_outage(report, server, story)
     tell_end(report, server, story)
@@ -937,7 +960,7 @@ def prepare(arguments):
     if not os.access(arguments.crm, os.X_OK):
         raise Broken(f"there is no {arguments.crm}: `cargo build --workspace` makes it")
     use_base(DEFAULT_BASE, None if arguments.processes else DEFAULT_EDGE)
-    if any(listens(port) for port in PORTS):
+    if any(listens(port) for port in (*PORTS, *(DEFAULT_BASE + each for each in ADMIN_OFFSETS))):
         base = free_base()
         use_base(base, None if arguments.processes else base + EDGE_OFFSET)
 

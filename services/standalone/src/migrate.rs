@@ -10,7 +10,7 @@ use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::migration_service_client::MigrationServiceClient;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::cli::Options;
 use crate::token;
@@ -143,15 +143,21 @@ impl Operator {
 
     async fn retry(&self, tenant: &str) -> Result<(), Failure> {
         let failed = self.list(&format!("tenants/{tenant}"), "STATE_FAILED").await?;
+        let mut taken_up = 0;
         for migration in &failed {
             let request = pb::RetryTenantMigrationRequest {
                 name: migration.name.clone(),
                 request_id: Clock::default().new_id().to_string(),
             };
-            self.client.clone().retry_tenant_migration(self.request(request)).await?;
+            match self.client.clone().retry_tenant_migration(self.request(request)).await {
+                Ok(_) => taken_up += 1,
+                // Another operator was first.
+                Err(status) if status.code() == Code::FailedPrecondition => continue,
+                Err(status) => return Err(status.into()),
+            }
             writeln!(std::io::stdout(), "{}", migration.name)?;
         }
-        writeln!(std::io::stdout(), "{} taken up again", failed.len())?;
+        writeln!(std::io::stdout(), "{taken_up} taken up again")?;
         Ok(())
     }
 }

@@ -62,7 +62,11 @@ impl Database {
         let this = Self::connect(config);
         let first = this.cluster(&config.cluster.id).await?;
         create_registry_database(first.pool()).await?;
-        sqlx::migrate!().run(&this.registry).await.map_err(sqlx::Error::from)?;
+        // A newer replica may have been here: its migrations only add, so that
+        // this one still works, and can start again.
+        let mut migrator = sqlx::migrate!();
+        migrator.set_ignore_missing(true);
+        migrator.run(&this.registry).await.map_err(sqlx::Error::from)?;
         Ok(this)
     }
 
