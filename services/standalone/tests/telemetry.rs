@@ -294,6 +294,8 @@ async fn calls_are_in_metrics_log_and_traces_without_what_is_in_them() {
         ("CRM_LOG", "debug".to_owned()),
         ("CRM_LOG_FORMAT", "json".to_owned()),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint),
+        // Nothing is sent before the end.
+        ("OTEL_BSP_SCHEDULE_DELAY", "3600000".to_owned()),
     ];
     let mut running = installation.start();
     running.wait_until_it_serves();
