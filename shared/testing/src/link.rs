@@ -13,6 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::server::Server;
 
+/// How a replica reaches the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Up,
+    /// Connections stand, new ones too, and nothing moves on them.
+    Hanging,
+    /// Connections end.
+    Cut,
+}
+
 /// Another replica of the data services alone. They reach the registry through
 /// a link that the test cuts and mends.
 #[derive(Debug)]
@@ -21,7 +31,7 @@ pub struct DataReplica {
     pub contacts: SocketAddr,
     /// Where messaging listens.
     pub messaging: SocketAddr,
-    is_up: watch::Sender<bool>,
+    link: watch::Sender<Link>,
     shutdown: CancellationToken,
     serving: Vec<JoinHandle<()>>,
     sessions: Vec<TenantSessions>,
@@ -30,7 +40,7 @@ pub struct DataReplica {
 impl Server {
     /// Starts another replica of contacts and messaging.
     pub async fn data_replica(&self) -> DataReplica {
-        let (is_up, link) = watch::channel(true);
+        let (sender, link) = watch::channel(Link::Up);
         let endpoints = RegistryEndpoints {
             public: forward(self.addresses.registry, link.clone()).await,
             internal: forward(self.addresses.internal, link).await,
@@ -53,19 +63,26 @@ impl Server {
         let sessions = vec![contacts.sessions.clone(), messaging.sessions.clone()];
         let (contacts, first) = listen(contacts, at_contacts, &shutdown).await;
         let (messaging, second) = listen(messaging, at_messaging, &shutdown).await;
-        DataReplica { contacts, messaging, is_up, shutdown, serving: vec![first, second], sessions }
+        let (link, serving) = (sender, vec![first, second]);
+        DataReplica { contacts, messaging, link, shutdown, serving, sessions }
     }
 }
 
 impl DataReplica {
     /// Cuts the link: connections end, and new ones end at once.
     pub fn cut(&self) {
-        self.is_up.send_replace(false);
+        self.link.send_replace(Link::Cut);
     }
 
-    /// Mends the link.
+    /// Lets the link hang: as with a registry that takes connections, and
+    /// answers nothing.
+    pub fn hang(&self) {
+        self.link.send_replace(Link::Hanging);
+    }
+
+    /// Mends the link. Connections that hung end.
     pub fn mend(&self) {
-        self.is_up.send_replace(true);
+        self.link.send_replace(Link::Up);
     }
 
     /// Stops it, and waits for its end.
@@ -93,23 +110,25 @@ async fn listen(
     (address, serving)
 }
 
-/// Forwards connections while the link is up. Answers the URL to use.
-async fn forward(to: SocketAddr, link: watch::Receiver<bool>) -> String {
+/// Forwards connections as the link is. Answers the URL to use.
+async fn forward(to: SocketAddr, link: watch::Receiver<Link>) -> String {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut near, _)) = listener.accept().await {
             let mut link = link.clone();
-            if !*link.borrow() {
+            let state = *link.borrow();
+            if state == Link::Cut {
                 continue;
             }
             tokio::spawn(async move {
                 let Ok(mut far) = TcpStream::connect(to).await else { return };
                 tokio::select! {
                     // Which side ends it is of no interest.
-                    _ = copy_bidirectional(&mut near, &mut far) => {}
-                    _ = link.wait_for(|is_up| !is_up) => {}
+                    _ = copy_bidirectional(&mut near, &mut far), if state == Link::Up => {}
+                    _ = link.wait_for(|link| *link != Link::Up) => {}
                 }
+                let _mended = link.wait_for(|link| *link != Link::Hanging).await;
             });
         }
     });
