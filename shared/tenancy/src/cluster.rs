@@ -165,10 +165,12 @@ impl ClusterSessions {
     pub(crate) async fn sweep(&self) {
         let now = Instant::now();
         let expired = self.pool().expire(now, IDLE_FOR);
-        for session in expired {
+        // At once: until they are closed, nobody has the use of their permits.
+        let close = |session: Session| {
             let why = if session.closes_at <= now { Closed::Lifetime } else { Closed::Idle };
-            self.close_expired(session, why).await;
-        }
+            self.close_expired(session, why)
+        };
+        join_all(expired.into_iter().map(close)).await;
     }
 
     /// Closes the idle sessions of a tenant.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crm_auth::{TenantClaims, TenantContext, TenantId};
 use crm_proto::registry::v1::TenantCalls;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use opentelemetry::trace::FutureExt as _;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, timeout};
@@ -376,9 +376,9 @@ async fn sweep(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         let Some(shared) = shared.upgrade() else { return };
-        for cluster in shared.clusters() {
-            cluster.sweep().await;
-        }
+        // One that does not answer keeps no other waiting.
+        let clusters = shared.clusters();
+        join_all(clusters.iter().map(|cluster| cluster.sweep())).await;
     }
 }
 
