@@ -835,7 +835,7 @@ def tell_admin(report, ports):
         code, text = get(port, "/readyz")
         report.equal(f"admin: port {port} is ready", (code, json.loads(text)["ready"]), (200, True))
     metrics = "".join(get(port, "/metrics")[1] for port in ports)
-    for metric in ("rpc_server_duration_seconds", "crm_sessions", "crm_spares", "crm_leases"):
+    for metric in ("rpc_server_duration_seconds", "crm_sessions", "crm_spares", "crm_leases", "crm_log_revision"):
         report.check(f"admin: there is {metric}", f"\n{metric}" in metrics, metrics[:400])
     report.check("admin: nothing of a tenant is there", "story" not in metrics)
 

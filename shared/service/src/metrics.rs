@@ -44,12 +44,17 @@ fn describe() {
             "Calls that have arrived and whose answer has not ended.",
         ),
         ("crm_sessions", "Database sessions in use and idle, and the calls that wait for one."),
+        (
+            "crm_log_revision",
+            "The greatest revision that this process wrote, in whichever tenant's log.",
+        ),
         ("crm_leases", "Leases of tenants' databases in memory."),
         ("crm_spares", "Databases that wait for a tenant, by cluster."),
         ("crm_spare_target", "Databases that should wait for a tenant, by cluster."),
         ("crm_migrations", "Databases of tenants by the state of their schema, for each service."),
     ];
     let counters = [
+        ("crm_writes_total", "Writes that were answered, repeats included."),
         ("crm_sessions_opened_total", "Database sessions that were opened."),
         ("crm_sessions_closed_total", "Database sessions that were closed, by reason."),
         ("crm_lease_acquire_total", "Leases that the registry was asked for, by outcome."),

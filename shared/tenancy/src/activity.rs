@@ -2,6 +2,7 @@
 //! process, and for the registry, where operators see them by tenant.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub(crate) struct Activity {
     service: &'static str,
     clock: Clock,
     figures: Arc<Mutex<HashMap<TenantId, Figures>>>,
+    /// The greatest revision that was written, in whichever tenant's log.
+    newest_revision: Arc<AtomicI64>,
 }
 
 /// A call that was let in, until it is dropped.
@@ -75,7 +78,7 @@ pub(crate) struct Turn {
 
 impl Activity {
     pub(crate) fn new(service: &'static str, clock: Clock) -> Self {
-        Self { service, clock, figures: Arc::default() }
+        Self { service, clock, figures: Arc::default(), newest_revision: Arc::default() }
     }
 
     /// Lets a call in, unless its tenant has too many under way already: one
@@ -124,13 +127,19 @@ impl Activity {
         self.note(tenant, |figures| figures.refused += 1);
     }
 
+    /// A write was answered, the first time or again.
+    pub(crate) fn wrote(&self, revision: i64) {
+        metrics::counter!("crm_writes_total", "service" => self.service).increment(1);
+        self.newest_revision.fetch_max(revision, Ordering::Relaxed);
+    }
+
     /// A caller waited in the queue.
     pub(crate) fn waited(&self, time: Duration) {
         metrics::histogram!("crm_session_wait_seconds", "service" => self.service)
             .record(time.as_secs_f64());
     }
 
-    /// Publishes how many sessions there are.
+    /// Publishes how many sessions there are, and how far the logs are.
     pub(crate) fn publish(&self, counts: Counts) {
         let states =
             [("in_use", counts.in_use), ("idle", counts.idle), ("waiting", counts.waiting)];
@@ -138,6 +147,8 @@ impl Activity {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             metrics::gauge!("crm_sessions", "service" => self.service, "state" => state).set(count);
         }
+        let revision = self.newest_revision.load(Ordering::Relaxed);
+        metrics::gauge!("crm_log_revision", "service" => self.service).set(revision as f64);
     }
 
     /// Takes out what is new since the last time, for a report. Sessions are

@@ -55,6 +55,10 @@ impl ClusterSessions {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn activity(&self) -> &Activity {
+        &self.activity
+    }
+
     /// A session of the tenant, or the right to open one.
     pub(crate) async fn acquire(
         &self,

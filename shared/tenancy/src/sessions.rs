@@ -69,12 +69,18 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub struct TenantSession {
     connection: PgConnection,
+    wrote: Option<i64>,
 }
 
 impl TenantSession {
     /// The connection, to run statements on.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.connection
+    }
+
+    /// Says which revision of the tenant's log the work wrote, for the metrics.
+    pub fn wrote(&mut self, revision: i64) {
+        self.wrote = Some(revision);
     }
 
     /// Runs work in a transaction: committed if it answers `Ok`, rolled back
@@ -317,7 +323,7 @@ impl Checkout {
     {
         let Some(session) = self.session.take() else { return Err(SessionError::Panicked.into()) };
         let Session { tenant, generation, connection, pid, closes_at, turns, .. } = *session;
-        let mut lent = TenantSession { connection };
+        let mut lent = TenantSession { connection, wrote: None };
         let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
         self.busy = match &outcome {
             Ok(Ok(_)) => lent.connection.is_in_transaction(),
@@ -330,6 +336,9 @@ impl Checkout {
             }
             Err(_) => true,
         };
+        if let Some(revision) = lent.wrote {
+            self.cluster.activity().wrote(revision);
+        }
         let connection = lent.connection;
         let last_used = Instant::now();
         let session = Session { tenant, generation, connection, pid, closes_at, last_used, turns };

@@ -103,6 +103,7 @@ pub(super) async fn insert(
     .fetch_one(session.connection())
     .await
     .map_err(StoreError::from)?;
+    session.wrote(revision);
     Ok(Recorded { after, revision })
 }
 
@@ -161,6 +162,7 @@ pub(super) async fn update(
     .fetch_one(session.connection())
     .await
     .map_err(StoreError::from)?;
+    session.wrote(revision);
     Ok(Recorded { after, revision })
 }
 

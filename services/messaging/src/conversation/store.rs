@@ -99,7 +99,7 @@ pub(super) async fn insert(
     conversation: Conversation,
     write: Write,
 ) -> Result<Recorded, ConversationError> {
-    session
+    let recorded = session
         .transaction(move |connection| {
             async move {
                 let revision = match begin(connection, &write, KIND).await? {
@@ -111,7 +111,9 @@ pub(super) async fn insert(
             }
             .boxed()
         })
-        .await
+        .await?;
+    session.wrote(recorded.revision);
+    Ok(recorded)
 }
 
 /// Whether a contact can have another conversation.
@@ -154,7 +156,7 @@ pub(super) async fn update(
     now: DateTime<Utc>,
     write: Write,
 ) -> Result<Recorded, ConversationError> {
-    session
+    let recorded = session
         .transaction(move |connection| {
             async move {
                 let revision = match begin(connection, &write, KIND).await? {
@@ -168,7 +170,9 @@ pub(super) async fn update(
             }
             .boxed()
         })
-        .await
+        .await?;
+    session.wrote(recorded.revision);
+    Ok(recorded)
 }
 
 /// Saves a conversation, which is new or was read behind the head's lock, and

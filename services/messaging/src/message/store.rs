@@ -53,7 +53,7 @@ pub(super) async fn insert(
     mut message: Message,
     write: Write,
 ) -> Result<Recorded, MessageError> {
-    session
+    let recorded = session
         .transaction(move |connection| {
             async move {
                 let revision = match begin(connection, &write, KIND).await? {
@@ -68,7 +68,9 @@ pub(super) async fn insert(
             }
             .boxed()
         })
-        .await
+        .await?;
+    session.wrote(recorded.revision);
+    Ok(recorded)
 }
 
 async fn record(
