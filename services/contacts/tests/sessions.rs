@@ -16,7 +16,11 @@ use crm_proto::registry::v1::{
 use crm_testing::{Client, Tenant, code_and_reason, serve_alone, server};
 use futures_util::future::join_all;
 use sqlx::AssertSqlSafe;
+use tokio::sync::Mutex;
 use tonic::{Code, Status};
+
+/// These tests disturb the suite that both use: one at a time.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 /// How many calls each writer makes.
 const CALLS: usize = 40;
@@ -31,6 +35,7 @@ async fn list(client: &Client, address: SocketAddr) -> Result<usize, Status> {
 
 #[tokio::test]
 async fn a_registry_that_hangs_costs_a_second_and_only_who_needs_it() {
+    let _turn = TURN.lock().await;
     let server = serve_alone();
     let known = Tenant::create().await;
     let others = join_all((0..8).map(|_| Tenant::create())).await;
@@ -181,6 +186,7 @@ async fn is_at_rest(tenant: &Tenant, since: DateTime<Utc>) -> bool {
 
 #[tokio::test]
 async fn whatever_fails_every_session_comes_back_and_no_acknowledged_write_is_lost() {
+    let _turn = TURN.lock().await;
     let server = serve_alone();
     // More than there are sessions for.
     let tenants = join_all((0..26).map(|_| Tenant::create())).await;
