@@ -14,12 +14,20 @@ use crate::grpc::ContactApi;
 pub const SERVICE: DataService = DataService {
     name: "contacts",
     application: "crm-contacts",
-    migrations: &[Migration {
-        version: 1,
-        description: "contacts",
-        sql: include_str!("../migrations/0001_contacts.sql"),
-        oldest_service_version: 0,
-    }],
+    migrations: &[
+        Migration {
+            version: 1,
+            description: "contacts",
+            sql: include_str!("../migrations/0001_contacts.sql"),
+            oldest_service_version: 0,
+        },
+        Migration {
+            version: 2,
+            description: "filters by phone and metadata",
+            sql: include_str!("../migrations/0002_filters.sql"),
+            oldest_service_version: 0,
+        },
+    ],
     port: 50052,
 };
 

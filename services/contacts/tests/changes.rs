@@ -355,6 +355,58 @@ async fn lists_are_filtered_and_walked_newest_first_while_others_write() {
 }
 
 #[tokio::test]
+async fn lists_are_filtered_by_phone_and_metadata_over_an_index() {
+    let tenant = Tenant::create().await;
+    let admin = tenant.admin();
+    let ask = |filter: &str| {
+        let (admin, filter) = (admin.clone(), filter.to_owned());
+        async move {
+            let request = ListContactsRequest { filter, ..Default::default() };
+            let found = list(&admin, request).await.unwrap().contacts;
+            found.into_iter().map(|contact| contact.display_name).collect::<Vec<_>>()
+        }
+    };
+    for (name, phone, metadata) in [
+        ("Ada", "+44 (0)20 7946-0958", r#"{"tier": "gold", "visits": 7, "at": {"city": "Bath"}}"#),
+        ("Bob", "+44 20 7946 0959", r#"{"tier": "7", "visits": "7", "vip": true}"#),
+    ] {
+        let created = create(&admin, name, "x@example.com").await;
+        let mut database = tenant.database().await;
+        // The columns as the service writes them.
+        let written = sqlx::query(
+            "UPDATE contacts.contacts SET phone = $2, metadata = $3::jsonb
+             WHERE 'contacts/' || contact_id = $1",
+        );
+        written.bind(created.name).bind(phone).bind(metadata).execute(&mut database).await.unwrap();
+    }
+
+    assert_eq!(ask(r#"phone = "+440207946.0958""#).await, ["Ada"]);
+    assert_eq!(ask(r#"phone = "0207946.0958""#).await, [""; 0]);
+    assert_eq!(ask(r#"metadata.tier = "gold""#).await, ["Ada"]);
+    assert_eq!(ask("metadata.tier = gold AND metadata.at.city = Bath").await, ["Ada"]);
+    assert_eq!(ask("metadata.visits = 7").await, ["Ada"]);
+    assert_eq!(ask(r#"metadata.visits = "7""#).await, ["Bob"]);
+    assert_eq!(ask("metadata.vip = true AND metadata.tier = gold").await, [""; 0]);
+    let nameless = ListContactsRequest { filter: "metadata = 1".to_owned(), ..Default::default() };
+    assert_eq!(field_faults(list(&admin, nameless).await)[0].0, "filter");
+
+    let mut database = tenant.database().await;
+    sqlx::query("SET enable_seqscan = off").execute(&mut database).await.unwrap();
+    for (index, condition) in [
+        ("contacts_metadata_idx", r#"metadata @> '{"tier": "gold"}'"#),
+        ("contacts_phone_key_idx", "translate(phone, ' ()-./', '') = '+440207946.0958'"),
+        ("contacts_email_idx", "lower(email) = lower('x@example.com')"),
+    ] {
+        let explain = format!("EXPLAIN SELECT * FROM contacts.contacts WHERE {condition}");
+        let plan: Vec<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(explain))
+            .fetch_all(&mut database)
+            .await
+            .unwrap();
+        assert!(plan.iter().any(|line| line.contains(index)), "{plan:#?}");
+    }
+}
+
+#[tokio::test]
 async fn changes_of_what_is_not_ones_own_answer_like_those_of_what_is_not_there() {
     let (one, two) = tokio::join!(Tenant::create(), Tenant::create());
     let (admin, stranger) = (one.admin(), two.admin());

@@ -36,8 +36,9 @@ fn service() -> (Client, LeaseServiceClient<Channel>) {
 async fn register() -> Result<u32, Status> {
     let (client, mut leases) = service();
     let first = include_str!("../../contacts/migrations/0001_contacts.sql");
-    let second = "COMMENT ON TABLE contacts.contacts IS 'people'";
-    let migrations = (1..).zip([first, second]).map(|(version, sql)| Migration {
+    let second = include_str!("../../contacts/migrations/0002_filters.sql");
+    let third = "COMMENT ON TABLE contacts.contacts IS 'people'";
+    let migrations = (1..).zip([first, second, third]).map(|(version, sql)| Migration {
         version,
         description: "a test's".to_owned(),
         sql: sql.to_owned(),
@@ -63,7 +64,7 @@ async fn many_processes_that_start_with_a_new_version_all_get_in() {
     let outcomes = join_all((0..CROWD).map(|_| register())).await;
 
     for outcome in outcomes {
-        assert_eq!(outcome.unwrap(), 2);
+        assert_eq!(outcome.unwrap(), 3);
     }
 }
 

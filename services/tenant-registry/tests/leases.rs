@@ -122,8 +122,9 @@ async fn only_the_right_secret_gives_a_token() {
 async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
     let contacts = service("contacts");
     let first = include_str!("../../contacts/migrations/0001_contacts.sql");
+    let second = include_str!("../../contacts/migrations/0002_filters.sql");
 
-    assert_eq!(register(&contacts, &[first]).await.unwrap(), 1);
+    assert_eq!(register(&contacts, &[first, second]).await.unwrap(), 2);
     // What does not run is not taken in, and stands in nobody's way.
     for bad in [
         "ALTER TABLE contacts.contacts ADD COLUMN x nosuchtype",
@@ -135,11 +136,11 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
         "COMMIT; BEGIN",
         "ROLLBACK; BEGIN",
     ] {
-        let outcome = register(&contacts, &[first, bad]).await;
+        let outcome = register(&contacts, &[first, second, bad]).await;
         let expected = (Code::FailedPrecondition, "MIGRATION_FAILED".to_owned());
         assert_eq!(code_and_reason(outcome), expected, "{bad}");
     }
-    assert_eq!(register(&contacts, &[first]).await.unwrap(), 1);
+    assert_eq!(register(&contacts, &[first]).await.unwrap(), 2);
     Tenant::create().await;
     let changed = register(&contacts, &[&format!("{first} ")]).await;
     let expected = (Code::FailedPrecondition, "MIGRATION_CHANGED".to_owned());

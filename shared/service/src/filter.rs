@@ -10,10 +10,13 @@ pub struct Equals {
     pub field: String,
     /// The value, without its quotes.
     pub value: String,
+    /// Whether it stood in quotes: `"1"` is a text, and `1` a number.
+    pub is_quoted: bool,
 }
 
-/// Reads a filter over these fields. A fault is a violation of `filter` that
-/// names the field or the place; an empty filter has no comparison.
+/// Reads a filter over these fields; `labels.*` stands for every path below
+/// `labels`. A fault is a violation of `filter` that names the field or the
+/// place; an empty filter has no comparison.
 pub fn parse(filter: &str, fields: &[&str], violations: &mut Violations) -> Vec<Equals> {
     match comparisons(filter, fields) {
         Ok(comparisons) => comparisons,
@@ -30,7 +33,7 @@ fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_.".contains(c));
         let (field, after) = rest.split_at(end.unwrap_or(rest.len()));
-        if !fields.contains(&field) {
+        if !fields.iter().any(|known| fits(known, field)) {
             let known = fields.join(", ");
             return Err(format!(
                 "`{}` is no field to filter by; these are: {known}.",
@@ -44,9 +47,11 @@ fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
         let Some(after) = after.strip_prefix('=') else {
             return Err(format!("after `{field}` only `=` is supported."));
         };
-        let (value, after) = value(after.trim_start())
+        let after = after.trim_start();
+        let is_quoted = after.starts_with('"');
+        let (value, after) = value(after)
             .ok_or_else(|| format!("after `{field} =` a value is expected, such as \"text\"."))?;
-        found.push(Equals { field: field.to_owned(), value });
+        found.push(Equals { field: field.to_owned(), value, is_quoted });
         rest = after.trim_start();
         if rest.is_empty() {
             break;
@@ -61,6 +66,16 @@ fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
         }
     }
     Ok(found)
+}
+
+/// Whether a field is one that is known, or a path below it.
+fn fits(known: &str, field: &str) -> bool {
+    match known.strip_suffix('*') {
+        None => known == field,
+        Some(parent) => field
+            .strip_prefix(parent)
+            .is_some_and(|path| path.split('.').all(|step| !step.is_empty())),
+    }
 }
 
 /// What to show of a place where a field is expected.
@@ -111,6 +126,19 @@ mod tests {
             read(r#"email="\"\\" AND state=STATE_ACTIVE"#),
             Ok(vec![pair("email", "\"\\"), pair("state", "STATE_ACTIVE")])
         );
+    }
+
+    #[test]
+    fn paths_below_a_field_are_known_and_quotes_are_told() {
+        let read = |filter| comparisons(filter, &["metadata.*"]);
+
+        let found = read(r#"metadata.tier = "gold" AND metadata.a.b = 7"#).unwrap();
+
+        let found: Vec<_> = found.iter().map(|e| (e.field.as_str(), e.is_quoted)).collect();
+        assert_eq!(found, [("metadata.tier", true), ("metadata.a.b", false)]);
+        for filter in ["metadata = 1", "metadata. = 1", "metadata..a = 1", "meta.a = 1"] {
+            assert!(read(filter).unwrap_err().contains("no field to filter by"), "{filter}");
+        }
     }
 
     #[test]

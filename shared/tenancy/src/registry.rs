@@ -188,7 +188,8 @@ impl RegistryClient {
         let message = pb::AcquireLeaseRequest { tenant: format!("tenants/{tenant}") };
         let granted = async {
             let request = self.authorized(message, LEASE_TIMEOUT).await?;
-            Ok(self.lease.clone().acquire_lease(request).await?.into_inner())
+            let granted = self.lease.clone().acquire_lease(request).await;
+            Ok(self.accepted(granted).await?.into_inner())
         };
         // The token, too, may have to come from a registry that hangs.
         let hangs = |_| Status::deadline_exceeded("the registry does not answer in time");
@@ -201,7 +202,8 @@ impl RegistryClient {
         report: pb::ReportActivityRequest,
     ) -> Result<(), Status> {
         let request = self.authorized(report, CALL_TIMEOUT).await?;
-        self.lease.clone().report_activity(request).await?;
+        let reported = self.lease.clone().report_activity(request).await;
+        self.accepted(reported).await?;
         Ok(())
     }
 
@@ -212,7 +214,17 @@ impl RegistryClient {
         // No deadline: the stream has none.
         let mut request = Request::new(pb::WatchTenantsRequest {});
         request.metadata_mut().insert("authorization", self.bearer().await?);
-        Ok(self.lease.clone().watch_tenants(request).await?.into_inner())
+        let watched = self.lease.clone().watch_tenants(request).await;
+        Ok(self.accepted(watched).await?.into_inner())
+    }
+
+    /// Forgets a token that the registry does not take any more, as after its
+    /// keys were replaced: the next call brings a new one.
+    async fn accepted<T>(&self, answer: Result<T, Status>) -> Result<T, Status> {
+        if answer.as_ref().is_err_and(|status| status.code() == tonic::Code::Unauthenticated) {
+            *self.token.lock().await = None;
+        }
+        answer
     }
 
     async fn authorized<T>(&self, message: T, timeout: Duration) -> Result<Request<T>, Status> {

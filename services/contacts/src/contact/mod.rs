@@ -15,6 +15,7 @@ use uuid::Uuid;
 pub(crate) use error::ContactError;
 pub(crate) use model::{
     Change, Contact, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target, Write,
+    phone_key,
 };
 
 /// How often a change is tried whose contact changes meanwhile.

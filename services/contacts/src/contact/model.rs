@@ -9,6 +9,9 @@ use uuid::Uuid;
 
 use super::error::ContactError;
 
+/// What people write between the digits of a phone number.
+const PHONE_FILL: &str = " ()-./";
+
 /// Input to create a contact. Blank texts are absent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NewContact {
@@ -86,7 +89,10 @@ pub(crate) enum Change {
 #[derive(Clone, Debug)]
 pub(crate) struct ContactFilter {
     pub(crate) email: Option<String>,
+    /// By its digits: see [`phone_key`].
     pub(crate) phone: Option<String>,
+    /// What the metadata must contain, all of them.
+    pub(crate) metadata: Vec<Value>,
     pub(crate) show_deleted: bool,
     pub(crate) page_size: i64,
 }
@@ -220,12 +226,18 @@ impl Contact {
     }
 }
 
+/// What two spellings of one phone number have in common: the digits, and a
+/// leading `+`.
+pub(crate) fn phone_key(text: &str) -> String {
+    text.chars().filter(|c| !PHONE_FILL.contains(*c)).collect()
+}
+
 fn is_phone(text: &str) -> bool {
     let number = text.strip_prefix('+').unwrap_or(text);
     let digits = number.chars().filter(char::is_ascii_digit).count();
     (3..=20).contains(&digits)
         && number.starts_with(|c: char| c.is_ascii_digit() || c == '(')
-        && number.chars().all(|c| c.is_ascii_digit() || " ()-./".contains(c))
+        && number.chars().all(|c| c.is_ascii_digit() || PHONE_FILL.contains(c))
 }
 
 #[cfg(test)]

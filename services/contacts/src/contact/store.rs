@@ -227,7 +227,10 @@ fn page_query(filter: &ContactFilter, cursor: Option<&Cursor<Position>>) -> Quer
         query.push(" AND lower(email) = lower(").push_bind(email.clone()).push(")");
     }
     if let Some(phone) = &filter.phone {
-        query.push(" AND phone = ").push_bind(phone.clone());
+        query.push(" AND translate(phone, ' ()-./', '') = ").push_bind(phone.clone());
+    }
+    for part in &filter.metadata {
+        query.push(" AND metadata @> ").push_bind(Json(part.clone()));
     }
     if let Some(Cursor { after, .. }) = cursor {
         query.push(" AND (create_time, contact_id) < (").push_bind(storable(after.create_time));

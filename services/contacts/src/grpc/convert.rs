@@ -14,6 +14,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::contact::{
     Contact, ContactError, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target,
+    phone_key,
 };
 
 /// The largest metadata, encoded.
@@ -131,16 +132,27 @@ pub(super) fn filter(
     let mut filter = ContactFilter {
         email: None,
         phone: None,
+        metadata: Vec::new(),
         show_deleted: request.show_deleted,
         page_size: page::size(request.page_size),
     };
-    for equals in filter::parse(&request.filter, &["email", "phone"], violations) {
+    for equals in filter::parse(&request.filter, &["email", "phone", "metadata.*"], violations) {
         match equals.field.as_str() {
             "email" => filter.email = Some(equals.value),
-            _ => filter.phone = Some(equals.value),
+            "phone" => filter.phone = Some(phone_key(&equals.value)),
+            _ => filter.metadata.push(metadata_part(equals)),
         }
     }
     filter
+}
+
+/// What metadata contains in which `metadata.a.b` has this value. Without
+/// quotes it is a number, true, false or null, where it can be.
+fn metadata_part(equals: filter::Equals) -> Value {
+    let literal = (!equals.is_quoted).then(|| serde_json::from_str(&equals.value).ok()).flatten();
+    let value = literal.unwrap_or(Value::String(equals.value));
+    let path = equals.field.strip_prefix("metadata.").unwrap_or_default();
+    path.rsplit('.').fold(value, |inner, step| serde_json::json!({ step: inner }))
 }
 
 pub(super) fn page(page: Page<Contact>, binding: &Binding) -> pb::ListContactsResponse {
