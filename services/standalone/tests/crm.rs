@@ -67,7 +67,7 @@ fn it_starts_gives_tokens_stops_at_a_signal_and_finds_its_data_again() {
         TcpStream::connect((Ipv4Addr::LOCALHOST, installation.port_base + offset)).unwrap()
     });
     running.signal("INT");
-    assert!(running.wait(Duration::from_secs(5)).success());
+    assert!(running.wait(Duration::from_secs(10)).success());
     drop(silent);
     assert!(!is_alive(&pid), "PostgreSQL goes too");
 
@@ -94,11 +94,11 @@ fn a_second_signal_aborts_and_takes_postgresql_along() {
     let pid = running.child.id().to_string();
     let _sent = Command::new("kill").args(["-s", "INT", &pid]).stderr(Stdio::null()).status();
 
-    let code = running.wait(Duration::from_secs(5)).code();
+    let code = running.wait(Duration::from_secs(10)).code();
     assert!(matches!(code, Some(0 | 143)), "{code:?}");
     let data = installation.folder.join("data");
     let left = Command::new("pgrep").arg("-f").arg(&data).output().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !text(&Command::new("pgrep").arg("-f").arg(&data).output().unwrap().stdout).is_empty() {
         assert!(Instant::now() < deadline, "left behind: {}", text(&left.stdout));
         thread::sleep(Duration::from_millis(20));
@@ -112,7 +112,7 @@ fn a_killed_start_leaves_nothing_that_stops_the_next() {
     running.wait_until_it_serves();
 
     running.signal("KILL");
-    running.wait(Duration::from_secs(5));
+    running.wait(Duration::from_secs(10));
     let mut again = installation.start();
     again.wait_until_it_serves();
 

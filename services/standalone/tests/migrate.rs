@@ -126,7 +126,7 @@ async fn a_killed_wave_is_finished_by_the_next_start_and_nothing_runs_twice() {
         wave = access.summary().await;
     }
     running.signal("KILL");
-    running.wait(Duration::from_secs(5));
+    running.wait(Duration::from_secs(10));
     assert!(wave.current < wave.total, "{wave:?}");
     let mut again = installation.start();
     again.wait_until_it_serves();
