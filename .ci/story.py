@@ -214,6 +214,17 @@ def listens(port):
         return probe.connect_ex((HOST, port)) == 0
 
 
+def held(port):
+    """Whether nobody can listen on a port now: one who ended may hold it for a minute."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
 def free_base():
     """A port base none of whose ports is in use.
 
@@ -221,7 +232,7 @@ def free_base():
     """
     offsets = [*OFFSETS, *ADMIN_OFFSETS, EDGE_OFFSET]
     for base in range(20_050, 32_000, 50):
-        if not any(listens(base + offset) for offset in offsets):
+        if not any(held(base + offset) for offset in offsets):
             return base
     raise Broken("no port base is free")
 
@@ -960,7 +971,7 @@ def prepare(arguments):
     if not os.access(arguments.crm, os.X_OK):
         raise Broken(f"there is no {arguments.crm}: `cargo build --workspace` makes it")
     use_base(DEFAULT_BASE, None if arguments.processes else DEFAULT_EDGE)
-    if any(listens(port) for port in (*PORTS, *(DEFAULT_BASE + each for each in ADMIN_OFFSETS))):
+    if any(held(port) for port in (*PORTS, *(DEFAULT_BASE + each for each in ADMIN_OFFSETS))):
         base = free_base()
         use_base(base, None if arguments.processes else base + EDGE_OFFSET)
 

@@ -39,6 +39,7 @@ const LINGER: Duration = Duration::from_millis(100);
 /// Names the address, who asks for it, and the setting that changes it.
 pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<TcpListener> {
     let until = Instant::now() + LINGERING_PORT;
+    let mut is_told = false;
     loop {
         let error = match TcpListener::bind(address).await {
             Ok(listener) => return Ok(listener),
@@ -55,7 +56,9 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
                 ),
             ));
         }
-        tracing::warn!(%address, "waiting for a port that a connection still holds");
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::warn!(%address, "waiting for a port that a connection still holds");
+        }
         tokio::time::sleep(BIND_EVERY).await;
     }
 }
