@@ -283,7 +283,11 @@ async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
     sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await?;
     // A verifier has no character that would end the literal.
     let verifier = scram_verifier(&config.secrets.registry)?;
-    let statement = format!("ALTER ROLE crm_registry PASSWORD '{verifier}'");
+    // One transaction: of two that start at once, one waits.
+    let statement = format!(
+        "SELECT pg_advisory_xact_lock(hashtextextended('crm cluster setup', 0));
+         ALTER ROLE crm_registry PASSWORD '{verifier}'"
+    );
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await?;
     let connections: i32 = sqlx::query_scalar(
         "SELECT current_setting('max_connections')::int
