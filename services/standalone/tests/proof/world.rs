@@ -1,0 +1,210 @@
+//! Two tenants with something in them, and for every method a request that
+//! its right caller may send.
+
+use crm_auth::{PLATFORM_OPERATOR, TenantClaims};
+use crm_proto::contacts::v1 as contacts;
+use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_proto::messaging::v1 as messaging;
+use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
+use crm_proto::options::v1::Scope;
+use crm_standalone::app::LOCAL_OPERATOR;
+use crm_testing::{Client, Tenant, reason, server};
+use prost_reflect::DynamicMessage;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+use crate::methods::Method;
+
+/// A tenant, and the names of what it has.
+#[derive(Debug)]
+pub(crate) struct Inhabited {
+    pub(crate) tenant: Tenant,
+    pub(crate) contact: String,
+    pub(crate) deleted_contact: String,
+    pub(crate) conversation: String,
+    pub(crate) message: String,
+}
+
+impl Inhabited {
+    /// A tenant with a contact, a deleted one, and a message to the first.
+    pub(crate) async fn create() -> Self {
+        let tenant = Tenant::create().await;
+        let first = create_contact(&tenant, "Ada").await;
+        let second = create_contact(&tenant, "Charles").await;
+        let admin = tenant.admin();
+        let mut client = ContactServiceClient::new(admin.channel(server().addresses.contacts));
+        let name = second.name.clone();
+        let request = contacts::DeleteContactRequest { name, ..Default::default() };
+        client.delete_contact(admin.request(request)).await.unwrap();
+        let mut client = MessageServiceClient::new(admin.channel(server().addresses.messaging));
+        let request = messaging::CreateMessageRequest {
+            parent: first.initial_conversation.clone(),
+            message: Some(messaging::Message {
+                sender_type: messaging::message::SenderType::User.into(),
+                content: "Welcome".to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let message = client.create_message(admin.request(request)).await.unwrap().into_inner();
+        Self {
+            tenant,
+            contact: first.name,
+            deleted_contact: second.name,
+            conversation: first.initial_conversation,
+            message: message.name,
+        }
+    }
+
+    /// A request of this method that this tenant's administrator, an operator or
+    /// a service may send, whichever its rule asks for. It may be sent again and
+    /// again: what would change something says `validate_only`.
+    pub(crate) fn example(&self, method: &Method) -> DynamicMessage {
+        let mut value = self.example_json(&method.short_name());
+        if method.input().get_field_by_name("validate_only").is_some() {
+            value["validate_only"] = json!(true);
+        }
+        let parsed = DynamicMessage::deserialize(method.input(), value);
+        parsed.unwrap_or_else(|error| panic!("the example of {}: {error}", method.short_name()))
+    }
+
+    fn example_json(&self, method: &str) -> Value {
+        let Self { tenant, contact, deleted_contact, conversation, message } = self;
+        let tenant = &tenant.tenant.name;
+        let cluster = "clusters/local";
+        match method {
+            "AuthService.GetJwks"
+            | "ChangeService.ListChanges"
+            | "ClusterService.ListClusters"
+            | "ContactService.ListContacts"
+            | "ConversationService.ListConversations"
+            | "LeaseService.WatchTenants"
+            | "MigrationService.SummarizeMigrations"
+            | "TenantService.ListTenants" => json!({}),
+            "AuthService.IssueServiceToken" => json!({
+                "client_id": "services/contacts",
+                "client_secret": server().secrets().contacts.expose_secret(),
+            }),
+            "ClusterService.CreateCluster" => json!({
+                "cluster_id": "another", "password": "x".repeat(43),
+                "cluster": {"host": "127.0.0.1", "port": 5432},
+            }),
+            "ClusterService.GetCluster" => json!({"name": cluster}),
+            "ClusterService.UpdateCluster" => json!({
+                "cluster": {"name": cluster, "display_name": "First"},
+            }),
+            "ContactService.CreateContact" => json!({"contact": {
+                "display_name": "Grace", "email": "grace@example.com",
+                "metadata": {"plan": "trial"},
+            }}),
+            "ContactService.GetContact" | "ContactService.DeleteContact" => {
+                json!({"name": contact})
+            }
+            "ContactService.UpdateContact" => {
+                json!({"contact": {"name": contact, "company": "Analytical Engines"}})
+            }
+            "ContactService.UndeleteContact" => json!({"name": deleted_contact}),
+            "ConversationService.CreateConversation" => {
+                json!({"conversation": {"contact": contact, "display_name": "Renewal"}})
+            }
+            "ConversationService.GetConversation" => json!({"name": conversation}),
+            "ConversationService.UpdateConversation" => {
+                json!({"conversation": {"name": conversation, "display_name": "Renewal"}})
+            }
+            "LeaseService.AcquireLease" => json!({"tenant": tenant}),
+            "LeaseService.ReportActivity" => json!({
+                "instance": format!("proof-{tenant}"), "report_number": 1, "session_budget": 1,
+                "tenants": [{"tenant": tenant, "calls": 1}],
+            }),
+            "LeaseService.RegisterSchema" => {
+                let migrations = crm_contacts::app::SERVICE.migrations.iter();
+                let migrations = migrations.map(|migration| {
+                    json!({"version": migration.version, "description": migration.description,
+                           "sql": migration.sql})
+                });
+                json!({"migrations": migrations.collect::<Vec<_>>()})
+            }
+            "MessageService.CreateMessage" => json!({
+                "parent": conversation,
+                "message": {"sender_type": "SENDER_TYPE_USER", "content": "Thank you"},
+            }),
+            "MessageService.GetMessage" => json!({"name": message}),
+            "MessageService.ListMessages" => json!({"parent": conversation}),
+            "MigrationService.ListTenantMigrations" => json!({"parent": tenant}),
+            "MigrationService.RetryTenantMigration" => {
+                json!({"name": format!("{tenant}/migrations/contacts")})
+            }
+            "TenantService.CreateTenant" => json!({"tenant": {
+                "display_name": "Another", "labels": {"plan": "trial"},
+            }}),
+            "TenantService.GetTenant"
+            | "TenantService.DeleteTenant"
+            | "TenantService.SuspendTenant"
+            | "TenantService.ResumeTenant"
+            | "TenantService.UndeleteTenant" => json!({"name": tenant}),
+            "TenantService.GetTenantActivity" => json!({"name": format!("{tenant}/activity")}),
+            "TenantService.UpdateTenant" => {
+                json!({"tenant": {"name": tenant, "display_name": "Renamed"}})
+            }
+            other => panic!("{other} has no example: give it one here"),
+        }
+    }
+
+    /// The metadata of the caller that a method is for: with every permission
+    /// that its scope can have.
+    pub(crate) fn right_caller(&self, method: &Method) -> MetadataMap {
+        match method.guard() {
+            None => MetadataMap::new(),
+            Some((Scope::Tenant, _)) => bearer(&self.token("roles/owner")),
+            Some((Scope::Platform, _)) => bearer(&operator_token(PLATFORM_OPERATOR)),
+            Some((Scope::Internal, _)) => bearer(&service_token("contacts")),
+            Some((Scope::Unspecified, _)) => panic!("{} has no scope", method.short_name()),
+        }
+    }
+
+    /// A token of this tenant with a role.
+    pub(crate) fn token(&self, role: &str) -> String {
+        let claims = TenantClaims { tid: self.tenant.id, generation: 1, ver: 1 };
+        issue(LOCAL_OPERATOR, role, Some(claims))
+    }
+}
+
+/// A platform token with a role.
+pub(crate) fn operator_token(role: &str) -> String {
+    issue(LOCAL_OPERATOR, role, None)
+}
+
+/// A token of a service of the suite.
+pub(crate) fn service_token(service: &str) -> String {
+    issue(&format!("services/{service}"), crm_auth::INTERNAL_SERVICE, None)
+}
+
+fn issue(subject: &str, role: &str, tenant: Option<TenantClaims>) -> String {
+    server().identity.issue(subject.to_owned(), vec![role.to_owned()], tenant).unwrap().token
+}
+
+/// The metadata of a caller with a token.
+pub(crate) fn bearer(token: &str) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    metadata.insert("authorization", format!("Bearer {token}").parse().unwrap());
+    metadata
+}
+
+/// `OK`, or the reason of the refusal.
+pub(crate) fn outcome<T>(answer: &Result<T, Status>) -> String {
+    answer.as_ref().map_or_else(reason, |_| "OK".to_owned())
+}
+
+async fn create_contact(tenant: &Tenant, display_name: &str) -> contacts::Contact {
+    let admin: Client = tenant.admin();
+    let mut client = ContactServiceClient::new(admin.channel(server().addresses.contacts));
+    let contact = Some(contacts::Contact {
+        display_name: display_name.to_owned(),
+        email: format!("{}@example.com", display_name.to_lowercase()),
+        ..Default::default()
+    });
+    let request = contacts::CreateContactRequest { contact, ..Default::default() };
+    client.create_contact(admin.request(request)).await.unwrap().into_inner()
+}
