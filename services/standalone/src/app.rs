@@ -33,7 +33,17 @@ const OTHER_CONNECTIONS: usize = registry::RESERVED_CONNECTIONS as usize;
 /// How long the registry may take to stop once nobody needs it.
 const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Sets a cluster up; operators run the same file with psql.
+#[cfg(not(bug_owner_login))]
 pub const CLUSTER_SETUP: &str = include_str!("../../../deploy/postgres/cluster-setup.sql");
+/// As it would be if tenants' logins were those of owners.
+#[cfg(bug_owner_login)]
+pub const CLUSTER_SETUP: &str = concat!(
+    include_str!("../../../deploy/postgres/cluster-setup.sql"),
+    "DO $bug$ BEGIN EXECUTE replace(
+        pg_get_functiondef('crm_cluster.ensure_login'::regproc),
+        'login, format(''crm_%s'', service)', 'login, format(''crm_%s_owner'', service)'
+    ); END $bug$"
+);
 
 /// Where each listener is.
 #[derive(Clone, Copy, Debug)]

@@ -102,6 +102,9 @@ fn check_tenant(headers: &HeaderMap, caller: &Caller) -> Result<(), ApiError> {
     let Some(value) = values.next() else { return Ok(()) };
     let claimed = value.to_str().ok().and_then(|value| Uuid::try_parse(value).ok());
     let own = caller.tenant.map(|tenant| tenant.tid);
+    if cfg!(bug_tenant_check_skipped) {
+        return Ok(());
+    }
     if claimed.is_some() && claimed == own && values.next().is_none() {
         return Ok(());
     }

@@ -167,7 +167,7 @@ impl Verifier {
             Ok(false) | Err(_) => return Err(TokenError::BadSignature),
         }
         let claims: Claims = decode_json(payload).ok_or(TokenError::BadClaim("set"))?;
-        if claims.aud != self.audience {
+        if claims.aud != self.audience && !cfg!(bug_audience_unchecked) {
             return Err(TokenError::WrongAudience);
         }
         if let Some(claim) = claims.fault() {
@@ -179,7 +179,7 @@ impl Verifier {
 
     fn check_time(&self, claims: &Claims) -> Result<(), TokenError> {
         let now = self.clock.now().timestamp();
-        if claims.exp <= now {
+        if claims.exp <= now && !cfg!(bug_expiry_unchecked) {
             return Err(TokenError::Expired);
         }
         if claims.nbf > now + LEEWAY_SECONDS || claims.iat > now + LEEWAY_SECONDS {

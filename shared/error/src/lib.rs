@@ -163,7 +163,11 @@ impl From<ApiError> for Status {
         if let Some(delay) = error.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Self::with_error_details(code, error.message, details)
+        let message = match &error.source {
+            Some(source) if cfg!(bug_error_text_leaked) => chain(source.as_ref()),
+            _ => error.message,
+        };
+        Self::with_error_details(code, message, details)
     }
 }
 

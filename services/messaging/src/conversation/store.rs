@@ -79,6 +79,9 @@ pub(crate) async fn begin(
             .bind(&write.key.hash)
             .fetch_one(&mut *connection)
             .await?;
+    if cfg!(bug_request_row_apart) {
+        sqlx::raw_sql("COMMIT AND CHAIN").execute(&mut *connection).await?;
+    }
     if is_new {
         return Ok(Begun::New(revision));
     }

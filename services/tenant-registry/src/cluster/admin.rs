@@ -107,6 +107,9 @@ impl ClusterAdmin {
 
     /// Takes every right in a database from PUBLIC.
     pub(crate) async fn lock(&self, name: &str) -> Result<(), StoreError> {
+        if cfg!(bug_revoke_left_out) {
+            return Ok(());
+        }
         self.execute(format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name))).await
     }
 

@@ -142,6 +142,9 @@ async fn enforce(
     tenant_id: Uuid,
     is_fenced: bool,
 ) -> Result<(), FenceError> {
+    if cfg!(bug_fence_left_out) {
+        return Ok(());
+    }
     // Committed first: once they are shut, no session can begin to open.
     cluster.set_fence(tenant_id, is_fenced).await?;
     if !is_fenced {

@@ -31,9 +31,14 @@ const LOCK: &str = "crm schemas";
 const CATCH_UP_EVERY: Duration = Duration::from_secs(5);
 /// The registry's own schema in every tenant database.
 const PLATFORM: &str = "platform";
-const PLATFORM_MIGRATIONS: [(&str, &str); 2] = [
+const PLATFORM_MIGRATIONS: &[(&str, &str)] = &[
     ("the change log", include_str!("../../platform/0001_log.sql")),
     ("the change feed", include_str!("../../platform/0002_feed.sql")),
+    #[cfg(bug_change_left_out)]
+    (
+        "a seeded bug",
+        "CREATE RULE left_out AS ON INSERT TO platform.changes WHERE new.ordinal > 0 DO INSTEAD NOTHING",
+    ),
 ];
 
 /// Why a schema was not taken in.
@@ -176,7 +181,7 @@ impl Schemas {
     /// Takes in the registry's own schema.
     pub(crate) async fn register_platform(&self) -> Result<(), SchemaError> {
         let migrations =
-            (1..).zip(PLATFORM_MIGRATIONS).map(|(version, (description, sql))| NewMigration {
+            (1..).zip(PLATFORM_MIGRATIONS).map(|(version, &(description, sql))| NewMigration {
                 version,
                 description: description.to_owned(),
                 sql: sql.to_owned(),
