@@ -93,6 +93,20 @@ mod tests {
     }
 
     #[test]
+    fn the_paper_has_every_role_with_its_permissions() {
+        let paper = include_str!("../../../docs/auth.md");
+        let rows: Vec<_> = paper.lines().filter(|line| line.starts_with("| `roles/")).collect();
+
+        let expected = ROLES.iter().map(|(role, permissions)| {
+            let names = permissions.iter().map(|permission| permission.as_str_name());
+            let names: Vec<_> = names.map(|name| name.replace("PERMISSION_", "")).collect();
+            format!("| `{role}` | {} |", names.join(", "))
+        });
+
+        assert_eq!(rows, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
     fn no_role_grants_the_unspecified_permission() {
         let all: Vec<_> = ROLES.iter().map(|(name, _)| (*name).to_owned()).collect();
 
