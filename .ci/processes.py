@@ -1,7 +1,7 @@
-"""Three processes with a PostgreSQL of their own, as the README's section says.
+"""Three processes with a PostgreSQL of their own, as docs/running.md says.
 
 The story of `.ci/story.py` on what an operator sets up: PostgreSQL, which runs
-already, and the blocks of the README's section `As processes` as they stand.
+already, and the blocks of the section `As processes` as they stand.
 """
 
 import glob
@@ -84,12 +84,12 @@ class Postgres:
 
 
 class Processes:
-    """The three programs, started by the README's blocks in one shell.
+    """The three programs, started by the paper's blocks in one shell.
 
     It has what the story asks of a server.
     """
 
-    def __init__(self, program, folder, readme, ports):
+    def __init__(self, program, folder, paper, ports):
         registry, contacts, messaging, postgres, leases = ports
         self.folder = folder
         self.postgres_server = Postgres(folder, postgres)
@@ -99,8 +99,8 @@ class Processes:
         for name in PROGRAMS:
             link = self.place / "target" / "debug" / name
             link.symlink_to(program.with_name(name))
-        (self.place / "deploy").symlink_to(readme.resolve().parent / "deploy")
-        self.blocks = blocks_of(readme)
+        (self.place / "deploy").symlink_to(paper.resolve().parent.parent / "deploy")
+        self.blocks = blocks_of(paper)
         self.ports = dict(zip(("50051", "50052", "50053"), map(str, ports)))
         self.secrets = self.place / "secrets"
         self.shell = None
@@ -209,7 +209,7 @@ class Processes:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
-def blocks_of(readme):
-    """The shell blocks of the README's section `As processes`, as they stand."""
-    section = re.search(r"^## As processes\n(.*?)(?=^## |\Z)", readme.read_text(), re.S | re.M)
+def blocks_of(paper):
+    """The shell blocks of the section `As processes`, as they stand."""
+    section = re.search(r"^## As processes\n(.*?)(?=^## |\Z)", paper.read_text(), re.S | re.M)
     return re.findall(r"^```sh\n(.*?)^```$", section[1], re.S | re.M)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Proves the whole story from outside, with real clients, on a `crm start` of its own.
 
-The README's tour runs as it stands, with grpcurl. Then Python tells the same
+The README's tour runs as it stands, with grpcurl, and so does every `sh` block
+of the papers in docs. Then Python tells the same
 story with what the servers say of themselves, without generated code, and
 looks at what a tour does not show: repeats at the same moment, what the edge
 must not answer, browsers, stopping, starting again, and what is left.
@@ -11,7 +12,7 @@ must not answer, browsers, stopping, starting again, and what is left.
     .ci/story.py --processes
 
 With `--processes` the same is told of the three programs that stand beside
-`crm`, as the README's section `As processes` starts them; they have no edge.
+`crm`, as `As processes` in docs/running.md starts them; they have no edge.
 
 It uses the default ports, because the README does, and a temporary folder.
 Where one of them is taken, it uses others, and so do the README's blocks.
@@ -55,6 +56,7 @@ except ImportError as missing:
     sys.exit(f"Python lacks {missing.name}: {HOW_TO_INSTALL}")
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNNING = ROOT / "docs/running.md"
 HOST = "127.0.0.1"
 DEFAULT_BASE, DEFAULT_EDGE = 50050, 8080
 # The registry's, contacts', messaging's, PostgreSQL's and the leases' ports
@@ -239,9 +241,9 @@ def free_base():
 
 def use_base(base, edge=None):
     """Has the story use these ports; without an edge where there is none."""
-    global REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE, PORTS, DOORS
+    global REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES, EDGE, PORTS, DOORS, ADMIN
     REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES = (base + offset for offset in OFFSETS)
-    EDGE = edge
+    EDGE, ADMIN = edge, base + ADMIN_OFFSETS[0]
     DOORS = (CONTACTS, EDGE) if EDGE else (CONTACTS,)
     PORTS = (REGISTRY, CONTACTS, MESSAGING, POSTGRES, LEASES) + ((EDGE,) if EDGE else ())
 
@@ -397,7 +399,7 @@ def tour_blocks(readme):
     section = re.search(r"^## A tour\n(.*?)(?=^## |\Z)", readme.read_text(), re.S | re.M)
     if not section:
         raise Broken(f"{readme} has no section `A tour`")
-    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.S | re.M)
+    return shell_blocks(section[1])
 
 
 def run_blocks(server, name, blocks):
@@ -410,10 +412,10 @@ def run_blocks(server, name, blocks):
     (place / "target" / "debug" / "crm").symlink_to(server.program)
     outputs = [place / f"{number}.out" for number in range(len(blocks))]
     ports = {DEFAULT_BASE + offset: port for offset, port in zip(OFFSETS, PORTS)}
-    ports[DEFAULT_EDGE] = EDGE
+    ports |= {DEFAULT_BASE + ADMIN_OFFSETS[0]: ADMIN, DEFAULT_EDGE: EDGE}
     script = ["set -euo pipefail\nset -o history -o histexpand\n"]
     for block, output in zip(blocks, outputs):
-        block = re.sub(r"\b(500[57]\d|8080)\b", lambda at: str(ports[int(at[0])]), block)
+        block = re.sub(r"\b(500[567]\d|8080)\b", lambda at: str(ports[int(at[0])]), block)
         script.append(f"exec >'{output}' 2>&1\n{block}")
     (place / "blocks.sh").write_text("".join(script))
     done = subprocess.run(["bash", "blocks.sh"], cwd=place, env=server.env, timeout=START_LIMIT)
@@ -719,19 +721,52 @@ def tell_browsers(report, story):
     report.equal("browser: an unknown origin may not", allowed, None)
 
 
-# --- The operator's calls ---
+# --- The papers ---
 
 
-def tell_operations(report, server):
-    """Every block of docs/operations.md runs, and every public method is in one."""
-    text = (ROOT / "docs/operations.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M)
-    shown = run_blocks(server, "operations", blocks)
-    report.equal("operations: every block runs", len(shown), len(blocks))
+def tell_papers(report, server):
+    """Every block of the papers runs, and every public method is in one of operations.md.
+
+    Those of the README and of docs/running.md run elsewhere: as the tour, and
+    as the start of the processes.
+    """
+    for paper in sorted(ROOT.glob("docs/*.md")):
+        blocks = shell_blocks(paper.read_text())
+        if not blocks or paper.name == RUNNING.name:
+            continue
+        shown = run_blocks(server, paper.stem, blocks)
+        report.equal(f"papers: every block of {paper.name} runs", len(shown), len(blocks))
+    blocks = shell_blocks((ROOT / "docs/operations.md").read_text())
     listed = [f"{service.split('.')[-1]}/{method}" for service, method in public_methods()]
-    report.check("operations: there are public methods", len(listed) > 30, listed)
+    report.check("papers: there are public methods", len(listed) > 30, listed)
     missing = [method for method in listed if not any(method in block for block in blocks)]
-    report.equal("operations: every public method is in a block", missing, [])
+    report.equal("papers: every public method is in operations.md", missing, [])
+    report.equal("papers: every link leads somewhere", list(dead_links()), [])
+    report.equal("papers: every test in ARCHITECTURE.md is there", list(unknown_tests()), [])
+
+
+def shell_blocks(text):
+    """The blocks of a paper that are to be run, as they stand."""
+    return re.findall(r"^```sh\n(.*?)^```$", text, re.S | re.M)
+
+
+def dead_links():
+    """The links to files of this repository that are not there."""
+    for paper in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "bench/README.md"]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", paper.read_text()):
+            path = link.split("#")[0]
+            if path and ":" not in path and not (paper.parent / path).exists():
+                yield f"{paper.relative_to(ROOT)}: {link}"
+
+
+def unknown_tests():
+    """The tests that the invariants name and that are in no source."""
+    _, invariants = (ROOT / "ARCHITECTURE.md").read_text().split("\n## Invariants\n")
+    folders = ("services", "shared")
+    sources = "".join(path.read_text() for each in folders for path in (ROOT / each).rglob("*.rs"))
+    for name in re.findall(r"`([a-z]+(?:_[a-z0-9]+){3,})`", invariants):
+        if f"fn {name}(" not in sources:
+            yield name
 
 
 def public_methods():
@@ -915,10 +950,10 @@ def tell(report, server, readme):
     server.start()
     tell_health(report)
     tell_tour(report, server, readme)
-    tell_operations(report, server)
+    tell_papers(report, server)
     tell_services(report, server, story)
     tell_browsers(report, story)
-    tell_admin(report, [REGISTRY + 9])
+    tell_admin(report, [ADMIN])
     tell_restart(report, server, story)
     tell_second_start(report, server)
     tell_end(report, server, story)
@@ -965,7 +1000,7 @@ def prepare(arguments):
     os.environ["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
     if not shutil.which("grpcurl"):
         raise Broken(f"there is no grpcurl: {HOW_TO_INSTALL}")
-    for program in ("bash", "ps"):
+    for program in ("bash", "curl", "ps", "psql"):
         if not shutil.which(program):
             raise Broken(f"there is no {program}: the system's packages have it")
     if not os.access(arguments.crm, os.X_OK):
@@ -983,7 +1018,7 @@ def run(report, arguments):
     folder.chmod(0o755)  # PostgreSQL runs as another user where this is root.
     program = arguments.crm.resolve()
     if arguments.processes:
-        server = Processes(program, folder, arguments.readme, PORTS)
+        server = Processes(program, folder, RUNNING, PORTS)
     else:
         server = Server(program, folder)
     try:

@@ -283,6 +283,9 @@ fn help_teaches_every_subcommand_and_variable() {
         processes.into_iter().map(|mut command| command.render_help().to_string()).collect();
     let told = format!("{help} {helps} CRM_CONFIG");
     assert_eq!(variables(&told), variables(include_str!("../../../.env.example")));
+    let paper = variables(include_str!("../../../docs/running.md"));
+    let (missing, unknown) = (&variables(&help) - &paper, &paper - &variables(&told));
+    assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
 }
 
 /// The variables that a text names.
