@@ -6,8 +6,10 @@
     .ci/api.py --check    # exits with 1 where they are not what the protos say
 
 All of it comes from the descriptors, as buf builds them: comments, access rules
-(crm.options.v1.rule), limits (buf.validate) and paths (google.api.http). A rule
-that it has no words for ends it: a page that leaves a limit out would be wrong.
+(crm.options.v1.rule), limits (buf.validate) and paths (google.api.http). The
+generators that are published leave out what options say, and so who may call
+and what is refused. A rule that this one has no words for ends it: a page that
+leaves a limit out would be wrong.
 """
 
 import subprocess
