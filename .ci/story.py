@@ -742,6 +742,10 @@ def tell_papers(report, server):
     missing = [method for method in listed if not any(method in block for block in blocks)]
     report.equal("papers: every public method is in operations.md", missing, [])
     report.equal("papers: every link leads somewhere", list(dead_links()), [])
+    readme = (ROOT / "README.md").read_text()
+    papers = [f"docs/{paper.name}" for paper in ROOT.glob("docs/*.md")]
+    unlinked = [paper for paper in papers if f"({paper})" not in readme]
+    report.equal("papers: the README leads to each", unlinked, [])
     report.equal("papers: every test in ARCHITECTURE.md is there", list(unknown_tests()), [])
 
 
