@@ -9,6 +9,7 @@
 //! credentials, register the schema, and make [`TenantSessions`] of it.
 
 mod activity;
+mod checkout;
 mod cluster;
 mod error;
 mod lease;
@@ -19,6 +20,7 @@ mod sessions;
 mod trace;
 mod watch;
 
+pub use checkout::TenantSession;
 pub use error::{SessionError, StoreError};
 pub use registry::{Migration, RegistryClient, RegistryEndpoints};
-pub use sessions::{Settings, TenantSession, TenantSessions};
+pub use sessions::{Settings, TenantSessions};

@@ -8,17 +8,17 @@ use crm_auth::{TenantClaims, TenantContext, TenantId};
 use crm_proto::registry::v1::TenantCalls;
 use futures_util::future::{BoxFuture, join_all};
 use opentelemetry::trace::FutureExt as _;
-use sqlx::{Connection as _, PgConnection};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::activity::{Activity, Closed};
-use crate::cluster::{ClusterSessions, is_settled};
-use crate::error::{SessionError, StoreError};
+use crate::checkout::{Checkout, TenantSession};
+use crate::cluster::ClusterSessions;
+use crate::error::SessionError;
 use crate::lease::{Lease, Leases};
-use crate::pool::{Counts, Grant, Session};
+use crate::pool::{Counts, Grant};
 use crate::registry::RegistryClient;
 use crate::report::{REPORT_EVERY, Reporter};
 use crate::watch::{self, Refusals};
@@ -27,10 +27,6 @@ use crate::watch::{self, Refusals};
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How often their number is published.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
-/// How long any work may take. Statements have timeouts of their own; this
-/// catches what hangs all the same.
-const WORK_TIMEOUT: Duration = Duration::from_secs(35);
-
 /// How long the work that still runs is waited for at the end.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -63,50 +59,6 @@ pub(crate) struct Shared {
     /// By host and port.
     clusters: Mutex<HashMap<(String, u16), Arc<ClusterSessions>>>,
     tasks: TaskTracker,
-}
-
-/// A session of the caller's tenant, for the length of one use case.
-#[derive(Debug)]
-pub struct TenantSession {
-    connection: PgConnection,
-    wrote: Option<i64>,
-}
-
-impl TenantSession {
-    /// The connection, to run statements on.
-    pub fn connection(&mut self) -> &mut PgConnection {
-        &mut self.connection
-    }
-
-    /// Says which revision of the tenant's log the work wrote, for the metrics.
-    pub fn wrote(&mut self, revision: i64) {
-        self.wrote = Some(revision);
-    }
-
-    /// Runs work in a transaction: committed if it answers `Ok`, rolled back
-    /// otherwise.
-    ///
-    /// # Errors
-    ///
-    /// The work's own error, or that of the transaction.
-    pub async fn transaction<T, E, W>(&mut self, work: W) -> Result<T, E>
-    where
-        W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>> + Send,
-        E: From<StoreError>,
-    {
-        let mut transaction = self.connection.begin().await.map_err(StoreError::from)?;
-        let outcome = work(&mut transaction).await;
-        match outcome {
-            Ok(value) => {
-                transaction.commit().await.map_err(StoreError::from)?;
-                Ok(value)
-            }
-            Err(error) => {
-                transaction.rollback().await.map_err(StoreError::from)?;
-                Err(error)
-            }
-        }
-    }
 }
 
 impl TenantSessions {
@@ -171,8 +123,7 @@ impl TenantSessions {
         };
         // It belongs to the call in the log, and in the trace.
         let task = task.with_current_context().instrument(tracing::Span::current());
-        let task = self.0.tasks.spawn(task);
-        task.await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
+        self.0.tasks.spawn(task).await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 
     /// Waits for the work that still runs, for a second at most: what takes
@@ -247,8 +198,7 @@ impl Shared {
         let grant = grant.inspect_err(|_| self.activity.refused(tenant))?;
         // From here on the permit is ours, and goes back however this ends.
         let is_opening = !matches!(grant, Grant::Session(_));
-        let mut checkout =
-            Checkout { cluster: cluster.clone(), tenant, session: None, is_opening, busy: true };
+        let mut checkout = Checkout::new(cluster.clone(), tenant, is_opening);
         match grant {
             Grant::Session(mut session) => {
                 let why = if session.generation != lease.generation {
@@ -256,7 +206,7 @@ impl Shared {
                 } else if !cluster.is_usable(&mut session).await {
                     Closed::Broken
                 } else {
-                    checkout.session = Some(session);
+                    checkout.lend(session);
                     return Ok(checkout);
                 };
                 cluster.close(*session, why).await;
@@ -273,10 +223,7 @@ impl Shared {
         let unreachable = |error: sqlx::Error| {
             SessionError::Unavailable("the tenant's database cannot be reached", error.into())
         };
-        checkout.session = Some(Box::new(opened.map_err(unreachable)?));
-        if std::mem::take(&mut checkout.is_opening) {
-            cluster.pool().opened(tenant);
-        }
+        checkout.lend(Box::new(opened.map_err(unreachable)?));
         Ok(checkout)
     }
 
@@ -301,82 +248,6 @@ fn is_lease_void(error: &sqlx::Error) -> bool {
     // Wrong password, unknown role, unknown database, no right to connect,
     // closed to connections (PostgreSQL, appendix A).
     code.is_some_and(|code| ["28P01", "28000", "3D000", "42501", "55000"].contains(&code.as_ref()))
-}
-
-/// A permit, with the session that was opened with it.
-struct Checkout {
-    cluster: Arc<ClusterSessions>,
-    tenant: TenantId,
-    session: Option<Box<Session>>,
-    /// Until a session has been opened with the permit.
-    is_opening: bool,
-    /// Set before work begins and taken away only when it ended well: a
-    /// session that comes back busy is closed, never reused.
-    busy: bool,
-}
-
-impl Checkout {
-    async fn use_for<T, E, W>(&mut self, work: W) -> Result<T, E>
-    where
-        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>>,
-        E: From<SessionError>,
-    {
-        let Some(session) = self.session.take() else { return Err(SessionError::Panicked.into()) };
-        let Session { tenant, generation, connection, pid, closes_at, turns, .. } = *session;
-        let mut lent = TenantSession { connection, wrote: None };
-        let outcome = timeout(WORK_TIMEOUT, work(&mut lent)).await;
-        self.busy = match &outcome {
-            Ok(Ok(_)) => lent.connection.is_in_transaction(),
-            Ok(Err(_)) => {
-                let settled = is_settled(&mut lent.connection).await;
-                if !settled {
-                    self.cluster.pool().mark_broken(Instant::now());
-                }
-                !settled
-            }
-            Err(_) => true,
-        };
-        if let Some(revision) = lent.wrote {
-            self.cluster.activity().wrote(revision);
-        }
-        let connection = lent.connection;
-        let last_used = Instant::now();
-        let session = Session { tenant, generation, connection, pid, closes_at, last_used, turns };
-        self.session = Some(Box::new(session));
-        outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
-    }
-
-    /// Gives a clean session back; a busy or an old one is closed when this is
-    /// dropped.
-    fn check_in(mut self) {
-        if !self.busy
-            && let Some(session) =
-                self.session.take_if(|session| session.closes_at > Instant::now())
-        {
-            self.cluster.pool().release(*session);
-        }
-    }
-}
-
-impl Drop for Checkout {
-    fn drop(&mut self) {
-        if !self.busy && self.session.is_none() {
-            return;
-        }
-        let (cluster, tenant) = (self.cluster.clone(), self.tenant);
-        if self.is_opening {
-            cluster.pool().not_opened(tenant);
-        }
-        let why = if self.busy { Closed::Busy } else { Closed::Lifetime };
-        match self.session.take() {
-            // The permit goes back only after the server has closed.
-            Some(session) => drop(tokio::spawn(async move {
-                cluster.close(*session, why).await;
-                cluster.pool().release_permit(tenant);
-            })),
-            None => cluster.pool().release_permit(tenant),
-        }
-    }
 }
 
 /// Closes idle sessions that are too old, as long as anyone has a use for the
