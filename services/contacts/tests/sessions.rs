@@ -13,7 +13,7 @@ use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
     GetTenantActivityRequest, ResumeTenantRequest, SuspendTenantRequest,
 };
-use crm_testing::{Client, Tenant, code_and_reason, serve_alone, server};
+use crm_testing::{Chance, Client, Tenant, code_and_reason, serve_alone, server};
 use futures_util::future::join_all;
 use sqlx::AssertSqlSafe;
 use tokio::sync::Mutex;
@@ -70,17 +70,6 @@ async fn a_registry_that_hangs_costs_a_second_and_only_who_needs_it() {
         }
     }
     replica.stop().await;
-}
-
-/// Numbers that look like chance, and are the same each time.
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
 }
 
 /// Writes contacts, with a patience that is often too short. Answers how many
@@ -191,9 +180,9 @@ async fn whatever_fails_every_session_comes_back_and_no_acknowledged_write_is_lo
     // More than there are sessions for.
     let tenants = join_all((0..26).map(|_| Tenant::create())).await;
     let most = AtomicI64::new(0);
-    let mut chance = Chance(1);
+    let mut chance = Chance::new(1);
 
-    let mut another = || Chance(chance.below(u64::from(u32::MAX)));
+    let mut another = || Chance::new(chance.below(u64::from(u32::MAX)));
     let disturbance = disturb(&tenants, another());
     let writers = tenants.iter().flat_map(|tenant| {
         [write_many(tenant.clone(), another()), write_many(tenant.clone(), another())]

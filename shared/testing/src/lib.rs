@@ -5,6 +5,7 @@
 //! a keeper stops it when the last is gone. Each test program serves the suite
 //! on free ports; each test makes a tenant, and so has a database of its own.
 
+mod chance;
 mod client;
 mod link;
 mod postgres;
@@ -12,9 +13,10 @@ mod process;
 mod server;
 mod tenant;
 
+pub use chance::Chance;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use link::DataReplica;
 pub use postgres::OtherCluster;
 pub use process::{Folder, Process, ask_admin, health, program};
-pub use server::{Replica, Server, own_server, serve_alone, server};
+pub use server::{Replica, Server, own_server, serve_alone, serve_durably, server};
 pub use tenant::Tenant;

@@ -8,10 +8,11 @@ use std::os::unix::process::{CommandExt as _, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crm_standalone::app::CLUSTER_SETUP;
 use crm_standalone::data::{DataDir, Secrets};
-use crm_standalone::postgres::{Options, PrivatePostgres};
+use crm_standalone::postgres::{Options, PostgresError, PrivatePostgres};
 use crm_tenant_registry::scram_verifier;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -19,12 +20,22 @@ use sqlx::{AssertSqlSafe, Connection as _};
 
 /// Enough for several test programs at once.
 const MAX_CONNECTIONS: u32 = 800;
+/// How long a server may take to start again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A PostgreSQL server, and the secrets of the installation on it.
 pub(crate) struct Postgres {
     pub(crate) superuser: PgConnectOptions,
     pub(crate) secrets: Secrets,
     data: DataDir,
+    /// Whether it keeps what it acknowledged when it is killed.
+    durable: bool,
+}
+
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Postgres")
+    }
 }
 
 impl Postgres {
@@ -42,17 +53,17 @@ impl Postgres {
             Ok(port) => port.parse().unwrap(),
             Err(_) => {
                 let port = free_port();
-                let data_dir = start(&data, &secrets, port).await;
+                let data_dir = start(&data, &secrets, port, false).await.unwrap();
                 keep(&folder, parent_id(), &data_dir);
                 fs::write(&ready, port.to_string()).unwrap();
                 port
             }
         };
-        Self { superuser: superuser(port, &secrets), secrets, data }
+        Self { superuser: superuser(port, &secrets), secrets, data, durable: false }
     }
 
     /// A new server, which lives as long as this test program.
-    pub(crate) async fn own() -> Self {
+    pub(crate) async fn own(durable: bool) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
@@ -61,27 +72,50 @@ impl Postgres {
         let data = use_folder(&folder);
         let secrets = data.secrets().unwrap();
         let port = free_port();
-        let data_dir = start(&data, &secrets, port).await;
+        let data_dir = start(&data, &secrets, port, durable).await.unwrap();
         keep(&folder, process, &data_dir);
-        Self { superuser: superuser(port, &secrets), secrets, data }
+        Self { superuser: superuser(port, &secrets), secrets, data, durable }
+    }
+
+    /// Sends the server a signal, such as `INT`, and waits until it takes no
+    /// connections.
+    pub(crate) async fn signal(&self, signal: &str) {
+        let mut session = PgConnection::connect_with(&self.superuser).await.unwrap();
+        let folder: String = sqlx::query_scalar("SELECT current_setting('data_directory')")
+            .fetch_one(&mut session)
+            .await
+            .unwrap();
+        let lock = fs::read_to_string(Path::new(&folder).join("postmaster.pid")).unwrap();
+        let postmaster = lock.lines().next().unwrap();
+        let mut kill = Command::new("kill");
+        assert!(kill.args(["-s", signal, postmaster]).status().unwrap().success());
+        while PgConnection::connect_with(&self.superuser).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Starts it again, where it was, and waits until it takes connections.
+    pub(crate) async fn start_again(&self) {
+        let until = Instant::now() + PATIENCE;
+        let port = self.superuser.get_port();
+        // Sessions outlive a server that was killed, for a moment: until then
+        // none starts on their memory.
+        while let Err(error) = start(&self.data, &self.secrets, port, self.durable).await {
+            assert!(Instant::now() < until, "{error}");
+        }
     }
 }
 
 /// A PostgreSQL cluster that a test may add to a registry, and stop.
+#[derive(Debug)]
 pub struct OtherCluster {
     postgres: Postgres,
-}
-
-impl std::fmt::Debug for OtherCluster {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OtherCluster")
-    }
 }
 
 impl OtherCluster {
     /// A new cluster, with nothing in it.
     pub async fn start() -> Self {
-        Self { postgres: Postgres::own().await }
+        Self { postgres: Postgres::own(false).await }
     }
 
     /// Makes the registry's login and its functions, as an operator does.
@@ -112,22 +146,12 @@ impl OtherCluster {
 
     /// Stops the server, and waits until it takes no connections.
     pub async fn stop(&self) {
-        let mut session = self.superuser("postgres").await;
-        let folder: String = sqlx::query_scalar("SELECT current_setting('data_directory')")
-            .fetch_one(&mut session)
-            .await
-            .unwrap();
-        let lock = fs::read_to_string(Path::new(&folder).join("postmaster.pid")).unwrap();
-        let postmaster = lock.lines().next().unwrap();
-        assert!(Command::new("kill").args(["-INT", postmaster]).status().unwrap().success());
-        while PgConnection::connect_with(&self.postgres.superuser).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        self.postgres.signal("INT").await;
     }
 
     /// Starts it again, where it was.
     pub async fn start_again(&self) {
-        start(&self.postgres.data, &self.postgres.secrets, self.port()).await;
+        self.postgres.start_again().await;
     }
 }
 
@@ -148,19 +172,24 @@ fn superuser(port: u16, secrets: &Secrets) -> PgConnectOptions {
 }
 
 /// Starts a server that outlives this function, and answers its folder.
-async fn start(data: &DataDir, secrets: &Secrets, port: u16) -> PathBuf {
+async fn start(
+    data: &DataDir,
+    secrets: &Secrets,
+    port: u16,
+    durable: bool,
+) -> Result<PathBuf, PostgresError> {
     let options = Options {
         data_dir: data.postgres(),
         port,
         bin_dir: env::var_os("CRM_POSTGRES_BIN").map(PathBuf::from),
         superuser_password: secrets.superuser.clone(),
-        durable: false,
+        durable,
         max_connections: MAX_CONNECTIONS,
     };
-    let postgres = PrivatePostgres::start(options, &|_| {}).await.unwrap();
+    let postgres = PrivatePostgres::start(options, &|_| {}).await?;
     let data_dir = postgres.data_dir().to_owned();
     postgres.detach();
-    data_dir
+    Ok(data_dir)
 }
 
 /// Has the server stopped when its users are gone, or when nobody uses it and

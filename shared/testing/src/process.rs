@@ -129,6 +129,12 @@ impl Process {
         self.ended().await
     }
 
+    /// Kills it, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;

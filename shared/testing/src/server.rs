@@ -28,6 +28,7 @@ pub struct Server {
     /// Signs any token.
     pub identity: Identity,
     config: Config,
+    postgres: Postgres,
 }
 
 /// Another replica of the suite, on the same PostgreSQL.
@@ -44,7 +45,13 @@ static SERVER: OnceLock<Server> = OnceLock::new();
 /// Makes [`server`] one on a PostgreSQL of this test program's own: for test
 /// programs that change what others share. It comes before any [`server`].
 pub fn serve_alone() -> &'static Server {
-    SERVER.get_or_init(|| serve(Postgres::own(), 0))
+    SERVER.get_or_init(|| serve(Postgres::own(false), 0))
+}
+
+/// As [`serve_alone`], on a PostgreSQL that keeps what it acknowledged when it
+/// is killed.
+pub fn serve_durably() -> &'static Server {
+    SERVER.get_or_init(|| serve(Postgres::own(true), 0))
 }
 
 /// The suite of this test program, started by the first test that asks.
@@ -56,7 +63,7 @@ pub fn server() -> &'static Server {
 /// A suite of its own, on a PostgreSQL of its own that keeps this many spares:
 /// for tests that change what others share.
 pub fn own_server(spares: u32) -> Server {
-    serve(Postgres::own(), spares)
+    serve(Postgres::own(false), spares)
 }
 
 fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32) -> Server {
@@ -65,7 +72,8 @@ fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32)
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
-            let Postgres { superuser, secrets, .. } = postgres.await;
+            let postgres = postgres.await;
+            let (superuser, secrets) = (postgres.superuser.clone(), postgres.secrets.clone());
             let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
             let session_budget = SESSION_BUDGET;
             let config = Config { superuser, secrets, edge_origins, session_budget, spares };
@@ -74,7 +82,8 @@ fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32)
             let suite = suite(config.clone(), clock.clone(), &shutdown).await;
             suite.ready().await;
             let identity = identity(&config, clock.clone()).await;
-            send.send(Server { addresses: suite.addresses, clock, identity, config }).unwrap();
+            let addresses = suite.addresses;
+            send.send(Server { addresses, clock, identity, config, postgres }).unwrap();
             suite.run(shutdown).await.unwrap();
         });
     });
@@ -118,6 +127,22 @@ impl Server {
             .password(password)
             .database(database);
         PgConnection::connect_with(&options).await
+    }
+
+    /// Sends its PostgreSQL a signal, such as `KILL`, and waits until that
+    /// takes no connections. Only for a PostgreSQL of the test's own.
+    pub async fn signal_postgres(&self, signal: &str) {
+        self.postgres.signal(signal).await;
+    }
+
+    /// Starts its PostgreSQL again, and waits until that takes connections.
+    pub async fn start_postgres(&self) {
+        self.postgres.start_again().await;
+    }
+
+    /// Whether its PostgreSQL takes connections.
+    pub async fn is_postgres_up(&self) -> bool {
+        PgConnection::connect_with(&self.config.superuser).await.is_ok()
     }
 
     /// The secrets of the installation.
