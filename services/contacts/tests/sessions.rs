@@ -15,7 +15,7 @@ use crm_proto::registry::v1::{
 };
 use crm_testing::{Chance, Client, Tenant, code_and_reason, serve_alone, server};
 use futures_util::future::join_all;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::Mutex;
 use tonic::{Code, Status};
 
@@ -24,6 +24,8 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 /// How many calls each writer makes.
 const CALLS: usize = 40;
+/// How many sessions one process may have with a tenant.
+const SESSION_CAP: i64 = 10;
 /// How long what was disturbed may take to be well again on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -72,13 +74,13 @@ async fn a_registry_that_hangs_costs_a_second_and_only_who_needs_it() {
     replica.stop().await;
 }
 
-/// Writes contacts, with a patience that is often too short. Answers how many
-/// were acknowledged.
-async fn write_many(tenant: Tenant, mut chance: Chance) -> usize {
+/// Writes contacts, with a patience that is often too short where there is
+/// chance. Answers how many were acknowledged.
+async fn write_many(tenant: Tenant, calls: usize, mut chance: Option<Chance>) -> usize {
     let admin = tenant.admin();
     let mut contacts = ContactServiceClient::new(admin.channel(server().addresses.contacts));
     let mut acknowledged = 0;
-    for _ in 0..CALLS {
+    for _ in 0..calls {
         let contact = pb::Contact {
             display_name: "Ada".to_owned(),
             phone: "12345".to_owned(),
@@ -86,7 +88,9 @@ async fn write_many(tenant: Tenant, mut chance: Chance) -> usize {
         };
         let message = pb::CreateContactRequest { contact: Some(contact), ..Default::default() };
         let mut request = admin.request(message);
-        if chance.below(3) == 0 {
+        if let Some(chance) = &mut chance
+            && chance.below(3) == 0
+        {
             request.set_timeout(Duration::from_millis(chance.below(30)));
         }
         match contacts.create_contact(request).await {
@@ -185,7 +189,7 @@ async fn whatever_fails_every_session_comes_back_and_no_acknowledged_write_is_lo
     let mut another = || Chance::new(chance.below(u64::from(u32::MAX)));
     let disturbance = disturb(&tenants, another());
     let writers = tenants.iter().flat_map(|tenant| {
-        [write_many(tenant.clone(), another()), write_many(tenant.clone(), another())]
+        [another(), another()].map(|chance| write_many(tenant.clone(), CALLS, Some(chance)))
     });
     let acknowledged = tokio::select! {
         acknowledged = join_all(writers.map(tokio::spawn)) => acknowledged,
@@ -229,4 +233,102 @@ async fn whatever_fails_every_session_comes_back_and_no_acknowledged_write_is_lo
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     }
+}
+
+/// How many sessions with a database are being opened right now: until they
+/// are, they hold a lock on it.
+async fn opening(superuser: &mut PgConnection, database: &str) -> i64 {
+    let count = "SELECT count(DISTINCT l.pid) FROM pg_locks AS l
+        JOIN pg_database AS d ON d.oid = l.objid
+        WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datname = $1";
+    sqlx::query_scalar(count).bind(database).fetch_one(superuser).await.unwrap()
+}
+
+/// Makes calls that are all under way at once, since each waits for the
+/// tenant's head, and so opens as many sessions as the tenant may have.
+async fn open_sessions(tenant: &Tenant, superuser: &mut PgConnection) {
+    let mut database = tenant.database().await;
+    let mut held = database.begin().await.unwrap();
+    let lock = "SELECT FROM platform.head FOR UPDATE";
+    sqlx::query(lock).execute(&mut *held).await.unwrap();
+    let calls = (0..SESSION_CAP).map(|_| tokio::spawn(write_many(tenant.clone(), 1, None)));
+    let calls: Vec<_> = calls.collect();
+    let count = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = $1 AND usename LIKE '%\\_contacts\\_%' AND wait_event_type = 'Lock'";
+    let until = Instant::now() + PATIENCE;
+    let mut waiting: i64 = 0;
+    while waiting < SESSION_CAP {
+        assert!(Instant::now() < until, "{waiting} sessions");
+        let count = sqlx::query_scalar(count).bind(&tenant.tenant.database);
+        waiting = count.fetch_one(&mut *superuser).await.unwrap();
+    }
+    held.rollback().await.unwrap();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 1);
+    }
+}
+
+/// Waits until a tenant's sessions have been idle for so long that they are
+/// asked whether they are still there.
+async fn wait_until_doubted(tenant: &Tenant, superuser: &mut PgConnection) {
+    let doubted = "SELECT bool_and(clock_timestamp() - state_change > '2 s')
+        FROM pg_stat_activity WHERE datname = $1 AND usename LIKE '%\\_contacts\\_%'";
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let doubted = sqlx::query_scalar(doubted).bind(&tenant.tenant.database);
+        if doubted.fetch_one(&mut *superuser).await.unwrap() {
+            return;
+        }
+        assert!(Instant::now() < until, "its sessions are never idle");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs a statement that changes a setting, and has it read.
+async fn set(superuser: &mut PgConnection, statement: &'static str) {
+    sqlx::raw_sql(statement).execute(&mut *superuser).await.unwrap();
+    sqlx::raw_sql("SELECT pg_reload_conf()").execute(superuser).await.unwrap();
+}
+
+#[tokio::test]
+async fn sessions_that_broke_together_are_opened_again_one_at_a_time() {
+    let _turn = TURN.lock().await;
+    let server = serve_alone();
+    let tenant = Tenant::create().await;
+    let database = &tenant.tenant.database;
+    let mut superuser = server.superuser("postgres").await;
+    open_sessions(&tenant, &mut superuser).await;
+    wait_until_doubted(&tenant, &mut superuser).await;
+    // So long that it is seen; the pause is after the password was taken.
+    set(&mut superuser, "ALTER SYSTEM SET post_auth_delay = 1").await;
+    let end_sessions = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+        WHERE usename LIKE 't\\_%\\_contacts\\_%' AND datname = $1";
+    sqlx::query(end_sessions).bind(database).execute(&mut superuser).await.unwrap();
+
+    let calls = (0..SESSION_CAP).map(|_| {
+        let admin = tenant.admin();
+        async move {
+            let until = Instant::now() + PATIENCE;
+            // Whoever finds the first broken one is refused.
+            while let Err(status) = list(&admin, server.addresses.contacts).await {
+                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                assert!(Instant::now() < until, "{status:?}");
+            }
+        }
+    });
+    let most = AtomicI64::new(0);
+    let looking = async {
+        let mut other = server.superuser("postgres").await;
+        loop {
+            most.fetch_max(opening(&mut other, database).await, Ordering::Relaxed);
+        }
+    };
+    tokio::select! {
+        _answered = join_all(calls) => {}
+        () = looking => unreachable!("it has no end"),
+    }
+
+    set(&mut superuser, "ALTER SYSTEM RESET post_auth_delay").await;
+    assert_eq!(most.into_inner(), 1);
+    tenant.check_log().await;
 }

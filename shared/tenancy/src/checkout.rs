@@ -80,6 +80,16 @@ impl Checkout {
         Self { cluster, tenant, lent: None, is_opening, busy: true }
     }
 
+    /// Whether a session is to be opened with the permit.
+    pub(crate) fn is_opening(&self) -> bool {
+        self.is_opening
+    }
+
+    /// Asks to open a session in the place of one that was closed.
+    pub(crate) fn open_instead(&mut self) {
+        self.is_opening = self.cluster.pool().open_instead(self.tenant);
+    }
+
     /// Takes the session for the work.
     pub(crate) fn lend(&mut self, session: Box<Session>) {
         self.lent = Some(TenantSession { session, wrote: None });

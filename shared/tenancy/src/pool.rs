@@ -187,6 +187,14 @@ impl Pool {
         self.serve_waiters();
     }
 
+    /// Asks to open a session with the permit of one that was closed. Where
+    /// another is opening already, the permit has to go back.
+    pub(crate) fn open_instead(&mut self, tenant: TenantId) -> bool {
+        let is_first = !self.share(tenant).is_opening;
+        self.change(tenant, |share| share.is_opening = true);
+        is_first
+    }
+
     /// A session of the tenant was opened.
     pub(crate) fn opened(&mut self, tenant: TenantId) {
         self.change(tenant, |share| share.is_opening = false);

@@ -194,6 +194,35 @@ impl Shared {
         }
         self.check_lease(&lease, claims)?;
         let cluster = self.cluster(&lease);
+        let mut checkout = loop {
+            if let Some(checkout) = self.take_turn(&cluster, tenant, &lease).await? {
+                break checkout;
+            }
+        };
+        if !checkout.is_opening() {
+            return Ok(checkout);
+        }
+        let opened = cluster.open(tenant, &lease).await;
+        if opened.as_ref().is_err_and(is_lease_void) {
+            self.leases.forget(tenant.as_uuid()).await;
+            // The registry may know why.
+            self.leases.get(tenant).await?;
+        }
+        let unreachable = |error: sqlx::Error| {
+            SessionError::Unavailable("the tenant's database cannot be reached", error.into())
+        };
+        checkout.lend(Box::new(opened.map_err(unreachable)?));
+        Ok(checkout)
+    }
+
+    /// A session, or the right to open one. `None`: the session cannot be used
+    /// any more, and another caller opens one already.
+    async fn take_turn(
+        &self,
+        cluster: &Arc<ClusterSessions>,
+        tenant: TenantId,
+        lease: &Lease,
+    ) -> Result<Option<Checkout>, SessionError> {
         let grant = cluster.acquire(tenant, lease.session_cap).await;
         let grant = grant.inspect_err(|_| self.activity.refused(tenant))?;
         // From here on the permit is ours, and goes back however this ends.
@@ -207,24 +236,15 @@ impl Shared {
                     Closed::Broken
                 } else {
                     checkout.lend(session);
-                    return Ok(checkout);
+                    return Ok(Some(checkout));
                 };
                 cluster.close(*session, why).await;
+                checkout.open_instead();
             }
             Grant::Replace(session) => cluster.close(*session, Closed::Evicted).await,
             Grant::Permit => {}
         }
-        let opened = cluster.open(tenant, &lease).await;
-        if opened.as_ref().is_err_and(is_lease_void) {
-            self.leases.forget(tenant.as_uuid()).await;
-            // The registry may know why.
-            self.leases.get(tenant).await?;
-        }
-        let unreachable = |error: sqlx::Error| {
-            SessionError::Unavailable("the tenant's database cannot be reached", error.into())
-        };
-        checkout.lend(Box::new(opened.map_err(unreachable)?));
-        Ok(checkout)
+        Ok(checkout.is_opening().then_some(checkout))
     }
 
     fn check_lease(&self, lease: &Lease, claims: TenantClaims) -> Result<(), SessionError> {
