@@ -142,6 +142,10 @@ impl Drop for Checkout {
             return;
         }
         let (cluster, tenant) = (self.cluster.clone(), self.tenant);
+        #[cfg(bug_plain_pool)]
+        if let Some(lent) = self.lent.take() {
+            return cluster.pool().release(*lent.session);
+        }
         if self.is_opening {
             cluster.pool().not_opened(tenant);
         }

@@ -123,6 +123,9 @@ impl TenantSessions {
         };
         // It belongs to the call in the log, and in the trace.
         let task = task.with_current_context().instrument(tracing::Span::current());
+        #[cfg(bug_plain_pool)]
+        return task.await;
+        #[cfg(not(bug_plain_pool))]
         self.0.tasks.spawn(task).await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 
