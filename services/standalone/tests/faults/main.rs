@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a test may say what it measured")]
 
 mod calls;
+mod crash;
 mod read_back;
 mod refusals;
 mod sessions;
