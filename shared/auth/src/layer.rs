@@ -13,8 +13,8 @@ use http::{HeaderMap, Request, Response};
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
-use uuid::Uuid;
 
+use crate::claims::parse_id;
 use crate::context::{Caller, PlatformContext, ServiceContext, TenantContext, permission_missing};
 use crate::verify::{TokenError, Verifier};
 
@@ -100,7 +100,7 @@ fn refuse(error: &TokenError) -> ApiError {
 fn check_tenant(headers: &HeaderMap, caller: &Caller) -> Result<(), ApiError> {
     let mut values = headers.get_all(TENANT_KEY).iter();
     let Some(value) = values.next() else { return Ok(()) };
-    let claimed = value.to_str().ok().and_then(|value| Uuid::try_parse(value).ok());
+    let claimed = value.to_str().ok().and_then(parse_id);
     let own = caller.tenant.map(|tenant| tenant.tid);
     if cfg!(bug_tenant_check_skipped) {
         return Ok(());
