@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
@@ -120,10 +120,16 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (call, context, id) = self.observed.begin(&request);
         let span = call.span.clone();
-        let answer = span.in_scope(|| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
+        // A layer may panic before there is anything to wait for: uncaught, that
+        // would end the connection, and every other call on it.
+        let begun = span.in_scope(|| catch_unwind(AssertUnwindSafe(|| self.inner.call(request))));
         let observed = async move {
             let mut call = call;
-            let mut response = match answer.await {
+            let answer = match begun {
+                Ok(answer) => AssertUnwindSafe(answer).catch_unwind().await,
+                Err(panic) => Err(panic),
+            };
+            let mut response = match answer {
                 Ok(answer) => answer?,
                 Err(_) => Status::from(ApiError::internal("a handler panicked")).into_http(),
             };

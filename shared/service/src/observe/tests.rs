@@ -146,6 +146,20 @@ async fn a_panic_is_internal() {
 }
 
 #[tokio::test]
+async fn a_panic_of_a_layer_is_internal() {
+    let panics = service_fn(|request: Request<Body>| {
+        assert!(request.uri().path().is_empty(), "a test of panics");
+        ready(Ok::<_, Infallible>(Response::new(Body::empty())))
+    });
+
+    let answer = observe("layer", panics).oneshot(request(&format!("/{METHOD}"))).await.unwrap();
+
+    let status = Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(status.code(), Code::Internal);
+    assert_eq!(ended("layer"), [format!("{METHOD} INTERNAL 1")]);
+}
+
+#[tokio::test]
 async fn methods_that_are_not_served_have_one_name() {
     let answer = || {
         let error = ApiError::new(crm_error::ErrorReason::MethodUnknown, "no such method");
