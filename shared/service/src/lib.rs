@@ -16,6 +16,7 @@ mod observe;
 pub mod open;
 pub mod page;
 mod process;
+mod protocol;
 pub mod repeat;
 mod run;
 mod server;

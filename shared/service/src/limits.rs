@@ -13,6 +13,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
+use crate::protocol;
+
 /// The largest request message, unless a method names another.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 /// Streams that one connection may have open.
@@ -84,6 +86,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if let Some(refusal) = protocol::refuse(&request) {
+            return Box::pin(async { Ok(refusal) });
+        }
         let Ok(permit) = self.calls.clone().try_acquire_owned() else {
             let error = ApiError::new(ErrorReason::Overloaded, "the server is overloaded")
                 .with_retry_after(Duration::from_secs(1));
@@ -104,8 +109,12 @@ where
 
 /// The deadline of a call: `grpc-timeout` (gRPC over HTTP/2), within bounds.
 fn deadline(headers: &HeaderMap) -> Result<Duration, ApiError> {
-    let Some(value) = headers.get("grpc-timeout") else { return Ok(DEFAULT_DEADLINE) };
-    let asked = value.to_str().ok().and_then(parse_timeout).ok_or_else(|| {
+    let mut values = headers.get_all("grpc-timeout").iter();
+    let Some(value) = values.next() else { return Ok(DEFAULT_DEADLINE) };
+    // A caller who cannot say how long it waits must not believe that it did:
+    // what is no duration, or are two, is refused and not ignored.
+    let asked = value.to_str().ok().and_then(parse_timeout).filter(|_| values.next().is_none());
+    let asked = asked.ok_or_else(|| {
         ApiError::new(ErrorReason::MalformedRequest, "grpc-timeout is not a duration")
     })?;
     Ok(asked.min(MAX_DEADLINE).saturating_sub(HEAD_START))
