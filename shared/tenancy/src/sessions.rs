@@ -129,6 +129,16 @@ impl TenantSessions {
         self.0.tasks.spawn(task).await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 
+    /// Whether work for the caller could begin: the tenant is served, and the
+    /// token is still good for it. For answers that need no session.
+    ///
+    /// # Errors
+    ///
+    /// Why [`TenantSessions::run`] would get no lease.
+    pub async fn check(&self, context: &TenantContext) -> Result<(), SessionError> {
+        self.0.lease(context.tenant(), context.tenant_claims()).await.map(drop)
+    }
+
     /// Waits for the work that still runs, for a second at most: what takes
     /// longer is undone when its session ends. Call it when no more comes.
     pub async fn drain(&self) {
@@ -185,17 +195,27 @@ impl Shared {
         self.activity.take_news(|tenant| self.counts_of(tenant))
     }
 
-    async fn check_out(
-        self: &Arc<Self>,
+    /// A lease that this service can use, for a token that is not void.
+    async fn lease(
+        &self,
         tenant: TenantId,
         claims: TenantClaims,
-    ) -> Result<Checkout, SessionError> {
+    ) -> Result<Arc<Lease>, SessionError> {
         let wanted = self.settings.schema_version;
         let mut lease = self.leases.get(tenant).await?;
         if lease.schema_version < wanted {
             lease = self.leases.get_newer(tenant, wanted).await?;
         }
         self.check_lease(&lease, claims)?;
+        Ok(lease)
+    }
+
+    async fn check_out(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        claims: TenantClaims,
+    ) -> Result<Checkout, SessionError> {
+        let lease = self.lease(tenant, claims).await?;
         let cluster = self.cluster(&lease);
         let mut checkout = loop {
             if let Some(checkout) = self.take_turn(&cluster, tenant, &lease).await? {

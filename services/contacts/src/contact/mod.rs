@@ -40,7 +40,7 @@ impl Contacts {
         new: NewContact,
         write: Write,
     ) -> Result<Recorded, ContactError> {
-        let contact = self.preview(new);
+        let contact = self.plan(new);
         let actor = ctx.subject().to_owned();
         self.sessions
             .run(ctx, move |session| {
@@ -50,7 +50,16 @@ impl Contacts {
     }
 
     /// What creating this contact would give, without creating it.
-    pub(crate) fn preview(&self, new: NewContact) -> Contact {
+    pub(crate) async fn preview(
+        &self,
+        ctx: &TenantContext,
+        new: NewContact,
+    ) -> Result<Contact, ContactError> {
+        self.sessions.check(ctx).await?;
+        Ok(self.plan(new))
+    }
+
+    fn plan(&self, new: NewContact) -> Contact {
         Contact::create(new, self.clock.new_id(), self.clock.now())
     }
 

@@ -32,7 +32,8 @@ impl ContactService for ContactApi {
         let new = message.contact.map(|contact| convert::new_contact(contact, &mut violations));
         let new = settle(new, violations)?;
         if message.validate_only {
-            return Ok(Response::new(convert::preview(self.contacts.preview(new))));
+            let contact = self.contacts.preview(&ctx, new).await.map_err(ApiError::from)?;
+            return Ok(Response::new(convert::preview(contact)));
         }
         let recorded = self.contacts.create(&ctx, new, write).await.map_err(ApiError::from)?;
         Ok(Response::new(convert::from_recorded(&recorded).map_err(ApiError::from)?))

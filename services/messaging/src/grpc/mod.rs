@@ -138,7 +138,7 @@ impl MessageService for MessageApi {
         let new = convert::new_message(message, &mut violations);
         let new = settle(new, violations)?;
         if validate_only {
-            let message = self.messages.preview(&ctx, new).map_err(ApiError::from)?;
+            let message = self.messages.preview(&ctx, new).await.map_err(ApiError::from)?;
             return Ok(Response::new(convert::preview(message)));
         }
         let recorded = self.messages.create(&ctx, new, key).await.map_err(ApiError::from)?;

@@ -37,7 +37,7 @@ impl Messages {
         new: NewMessage,
         key: RequestKey,
     ) -> Result<Recorded, MessageError> {
-        let message = self.preview(ctx, new)?;
+        let message = self.plan(ctx, new)?;
         let write = Write { method: "CreateMessage", actor: ctx.subject().to_owned(), key };
         self.sessions
             .run(ctx, move |session| {
@@ -47,11 +47,17 @@ impl Messages {
     }
 
     /// What sending this message would give, without sending it.
-    pub(crate) fn preview(
+    pub(crate) async fn preview(
         &self,
         ctx: &TenantContext,
         new: NewMessage,
     ) -> Result<Message, MessageError> {
+        let message = self.plan(ctx, new)?;
+        self.sessions.check(ctx).await?;
+        Ok(message)
+    }
+
+    fn plan(&self, ctx: &TenantContext, new: NewMessage) -> Result<Message, MessageError> {
         if new.sender_type == SenderType::System {
             ctx.demand(Permission::SystemMessagesSend)?;
         }
