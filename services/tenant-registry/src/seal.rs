@@ -63,8 +63,12 @@ impl MasterKey {
         Ok(sealed)
     }
 
-    /// Opens what [`MasterKey::seal`] sealed.
-    pub(crate) fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
+    /// Opens what was sealed for this purpose.
+    ///
+    /// # Errors
+    ///
+    /// When it was not sealed with this key and for this.
+    pub fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Vec<u8>, SealError> {
         let split = sealed.len().checked_sub(NONCE_LEN).ok_or(SealError("it is too short"))?;
         let (text, nonce) = sealed.split_at(split);
         let nonce = Nonce::try_assume_unique_for_key(nonce)?;

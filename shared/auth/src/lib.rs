@@ -18,6 +18,6 @@ mod verify;
 pub use claims::{Audience, Claims, ISSUER, LIFETIME, TenantClaims};
 pub use context::{Context, PlatformContext, ServiceContext, TenantContext, TenantId};
 pub use layer::{Auth, AuthLayer};
-pub use roles::{INTERNAL_SERVICE, PLATFORM_OPERATOR, TENANT_ADMIN};
+pub use roles::{INTERNAL_SERVICE, PLATFORM_OPERATOR, TENANT_ADMIN, built_in_roles};
 pub use sign::SigningKey;
 pub use verify::{KeyError, TokenError, Verifier};

@@ -52,6 +52,11 @@ const ROLES: &[(&str, &[Permission])] = &[
     ),
 ];
 
+/// The names of all built-in roles.
+pub fn built_in_roles() -> impl Iterator<Item = &'static str> {
+    ROLES.iter().map(|(name, _)| *name)
+}
+
 /// A set of permissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Permissions(u64);

@@ -145,6 +145,21 @@ impl Server {
         PgConnection::connect_with(&self.config.superuser).await.is_ok()
     }
 
+    /// The key that signs tokens, and its id: for tokens that nobody would
+    /// issue.
+    pub async fn signing_key(&self) -> (String, Vec<u8>) {
+        let mut registry = self.superuser("crm_registry").await;
+        let (kid, sealed): (String, Vec<u8>) = sqlx::query_as(
+            "SELECT kid, private_key FROM signing_keys ORDER BY create_time DESC, kid DESC LIMIT 1",
+        )
+        .fetch_one(&mut registry)
+        .await
+        .unwrap();
+        registry.close().await.unwrap();
+        let opened = self.config.secrets.master_key.open(&format!("signing key {kid}"), &sealed);
+        (kid, opened.unwrap())
+    }
+
     /// The secrets of the installation.
     pub fn secrets(&self) -> &Secrets {
         &self.config.secrets

@@ -4,5 +4,9 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod authorization;
+mod door;
+mod forge;
+mod metadata;
 mod methods;
+mod tokens;
 mod world;
