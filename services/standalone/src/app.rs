@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
@@ -10,12 +11,14 @@ use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, admin, bind, se
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
+use futures_util::future::join_all;
 use http::HeaderValue;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::data::Secrets;
@@ -30,8 +33,10 @@ pub const SPARES: u32 = 4;
 const DATA_SERVICES: usize = 2;
 /// The registry's own connections, and some for operators.
 const OTHER_CONNECTIONS: usize = registry::RESERVED_CONNECTIONS as usize;
-/// How long the registry may take to stop once nobody needs it.
-const REGISTRY_DRAIN: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long everything may take to stop, but for the registry's last calls.
+const DRAIN: Duration = Duration::from_secs(8);
+/// How long the registry may take for them in any case.
+const REGISTRY_DRAIN: Duration = Duration::from_secs(1);
 /// Sets a cluster up; operators run the same file with psql.
 #[cfg(not(bug_owner_login))]
 pub const CLUSTER_SETUP: &str = include_str!("../../../deploy/postgres/cluster-setup.sql");
@@ -96,6 +101,7 @@ pub struct Suite {
     sessions: Vec<TenantSessions>,
     /// Edge and data services: they stop first.
     front: JoinSet<Result<(), tonic::transport::Error>>,
+    stop_front: CancellationToken,
     /// The registry, which they need to the end, and the admin listener, which
     /// tells of the end.
     back: JoinSet<Result<(), Failure>>,
@@ -128,7 +134,7 @@ pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> regis
 }
 
 impl Suite {
-    /// Starts everything, and serves until `shutdown`.
+    /// Starts everything. It serves as long as [`run`](Self::run) says.
     ///
     /// # Errors
     ///
@@ -137,7 +143,6 @@ impl Suite {
         config: Config,
         listeners: Listeners,
         clock: Clock,
-        shutdown: CancellationToken,
     ) -> Result<Self, Failure> {
         let addresses = listeners.addresses()?;
 
@@ -171,14 +176,18 @@ impl Suite {
         let contacts = crm_contacts::app::start(contacts, clock.clone()).await?;
         let messaging = data_service(&config.secrets.messaging, addresses.messaging);
         let messaging = crm_messaging::app::start(messaging, clock.clone()).await?;
+        let stop_front = CancellationToken::new();
         let mut front = JoinSet::new();
-        front.spawn(serve(listeners.contacts, contacts.stack.clone(), false, shutdown.clone()));
-        front.spawn(serve(listeners.messaging, messaging.stack.clone(), false, shutdown.clone()));
+        let mut serve_front = |listener, stack: &Stack, http1| {
+            front.spawn(serve(listener, stack.clone(), http1, stop_front.clone()));
+        };
+        serve_front(listeners.contacts, &contacts.stack, false);
+        serve_front(listeners.messaging, &messaging.stack, false);
 
         // The edge: an allow-list over the same stacks.
         let (edge, edge_health) =
             edge(&registry.public, &contacts.stack, &messaging.stack, config.edge_origins, clock)?;
-        front.spawn(serve(listeners.edge, edge, true, shutdown));
+        serve_front(listeners.edge, &edge, true);
 
         // The admin listener, for all parts together.
         let healths = vec![
@@ -196,6 +205,7 @@ impl Suite {
             healths,
             sessions: vec![contacts.sessions, messaging.sessions],
             front,
+            stop_front,
             back,
             stop_back,
             drain_back: registry.drain,
@@ -220,17 +230,17 @@ impl Suite {
             Some(ended) = self.front.join_next() => ended??,
             Some(ended) = self.back.join_next() => ended??,
         }
+        let asked = Instant::now();
         shutdown.cancel();
         // Health checks fail first, so that nobody sends new calls.
         for health in self.healths {
-            health.close().await;
+            health.set(false).await;
         }
+        self.stop_front.cancel();
         while let Some(ended) = self.front.join_next().await {
             ended??;
         }
-        for sessions in &self.sessions {
-            sessions.drain().await;
-        }
+        join_all(self.sessions.iter().map(TenantSessions::drain)).await;
         self.drain_back.cancel();
         self.stop_back.cancel();
         let stopped = async {
@@ -239,7 +249,8 @@ impl Suite {
             }
             Ok(())
         };
-        tokio::time::timeout(REGISTRY_DRAIN, stopped).await.unwrap_or(Ok(()))
+        let until = (asked + DRAIN).max(Instant::now() + REGISTRY_DRAIN);
+        tokio::time::timeout_at(until, stopped).await.unwrap_or(Ok(()))
     }
 }
 

@@ -83,7 +83,7 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     say("starting tenant-registry, contacts and messaging");
-    let starting = Suite::start(config.clone(), listeners, Clock::default(), shutdown.clone());
+    let starting = Suite::start(config.clone(), listeners, Clock::default());
     let suite = tokio::select! {
         suite = starting => suite?,
         () = shutdown.cancelled() => return Ok(()),

@@ -121,7 +121,7 @@ mod tests {
         other.set(true).await;
         let answer = ask(address, "GET /readyz").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        one.close().await;
+        one.set(false).await;
         assert!(ask(address, "GET /readyz").await.starts_with("HTTP/1.1 503 "));
 
         shutdown.cancel();

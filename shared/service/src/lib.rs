@@ -21,6 +21,7 @@ pub mod repeat;
 mod run;
 mod server;
 mod stack;
+mod stopping;
 mod telemetry;
 pub mod text;
 mod time;

@@ -14,6 +14,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use crate::protocol;
+use crate::stopping::{Ending, Stopping};
 
 /// The largest request message, unless a method names another.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
@@ -29,7 +30,8 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);
 pub(crate) const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// How long an old connection may finish its calls.
 pub(crate) const CONNECTION_GRACE: Duration = Duration::from_secs(60);
-/// How long calls may go on after the first signal to stop.
+/// How long calls may go on after the first signal to stop: it is the deadline
+/// of those that have a later one.
 pub(crate) const DRAIN: Duration = Duration::from_secs(6);
 /// How long a client may take for the TLS handshake.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -44,7 +46,7 @@ const MAX_DEADLINE: Duration = Duration::from_secs(30);
 /// earlier makes it the DEADLINE_EXCEEDED that gRPC promises.
 const HEAD_START: Duration = Duration::from_millis(5);
 
-/// Sheds load and enforces deadlines.
+/// Sheds load, enforces deadlines, and ends what the server stops before.
 #[derive(Clone, Debug)]
 pub(crate) struct LimitsLayer {
     calls: Arc<Semaphore>,
@@ -98,11 +100,18 @@ where
             Ok(deadline) => deadline,
             Err(error) => return Box::pin(async { Ok(Status::from(error).into_http()) }),
         };
+        let stopping = request.extensions().get::<Stopping>().cloned().unwrap_or_default();
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = tokio::time::timeout(deadline, answer).await;
+            let answer = tokio::select! {
+                answer = tokio::time::timeout(deadline, answer) => answer.ok(),
+                () = stopping.over.cancelled() => None,
+            };
             drop(permit);
-            answer.unwrap_or_else(|_| Ok(Status::from(deadline_exceeded()).into_http()))
+            let Some(answer) = answer else {
+                return Ok(Status::from(deadline_exceeded()).into_http());
+            };
+            Ok(answer?.map(|body| Body::new(Ending::new(body, stopping))))
         })
     }
 }

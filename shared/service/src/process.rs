@@ -77,6 +77,9 @@ pub async fn serve_process(
     recorder()?;
     tokio::spawn(admin::serve(listener, parts, stop_admin));
 
+    // Apart from the shutdown: health checks fail before calls are refused.
+    let stop = CancellationToken::new();
+    let _stops_however_it_ends = stop.clone().drop_guard();
     let mut serving = JoinSet::new();
     let mut lates = Vec::new();
     for door in doors {
@@ -86,7 +89,7 @@ pub async fn serve_process(
             Some(tls) => Server::builder().tls_config(tls.timeout(limits::HANDSHAKE))?,
             None => Server::builder(),
         };
-        serving.spawn(serve_on(server, listener, late.clone(), shutdown.clone()));
+        serving.spawn(serve_on(server, listener, late.clone(), stop.clone()));
         lates.push(late);
     }
 
@@ -97,6 +100,7 @@ pub async fn serve_process(
         () = shutdown.cancelled() => None,
     };
     let Some(Served { stacks, drain }) = started_up else {
+        stop.cancel();
         return stopped(serving, Instant::now()).await;
     };
     let (stacks, served): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
@@ -113,10 +117,10 @@ pub async fn serve_process(
     }
     let asked = Instant::now();
     shutdown.cancel();
-    // Health checks fail first, so that nobody sends new calls.
     for health in served {
-        health.close().await;
+        health.set(false).await;
     }
+    stop.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }

@@ -61,6 +61,9 @@ where
             () = abort.cancelled() => Ok(ExitCode::from(EXIT_ABORTED)),
         }
     });
+    // Without waiting: what blocks a thread, such as a name or a file that is
+    // looked for, would hold up the end.
+    runtime.shutdown_background();
     match outcome {
         Ok(code) => code,
         Err(error) => {

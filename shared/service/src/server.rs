@@ -3,21 +3,25 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
+use http_body::{Frame, SizeHint};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tower::Service;
 
 use crate::limits;
+use crate::stopping::Stopping;
 
 /// How often a server that stops looks whether it is done.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -26,8 +30,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 const LINGERING_PORT: Duration = Duration::from_secs(70);
 /// How often it is tried again.
 const BIND_EVERY: Duration = Duration::from_millis(500);
-/// How long it then leaves the connections to the last answers.
-const LINGER: Duration = Duration::from_millis(100);
+/// How long it then leaves the connections to the last answers, and to calls
+/// that were on their way before their clients heard of the stop.
+const LINGER: Duration = Duration::from_millis(200);
 
 /// Takes an address. One where nobody listens, but that an outgoing connection
 /// holds or held a moment ago, is waited for: the system gives every port from
@@ -64,7 +69,8 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
 }
 
 /// Serves until `shutdown`, then lets calls in flight finish, for 6 seconds at
-/// most. Connections without a call, and streams, are not waited for.
+/// most; whatever has no answer by then gets DEADLINE_EXCEEDED. Streams end at
+/// once. Connections without a call are not waited for.
 ///
 /// # Errors
 ///
@@ -100,7 +106,9 @@ where
     S::Future: Send + 'static,
 {
     let calls = Arc::new(());
-    let service = InFlight { calls: calls.clone(), inner: service };
+    let stopping = Stopping { asked: shutdown.clone(), over: CancellationToken::new() };
+    let over = stopping.over.clone();
+    let service = InFlight { calls: calls.clone(), stopping, inner: service };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = server
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
@@ -113,16 +121,19 @@ where
         .serve_with_incoming_shutdown(service, incoming, shutdown.clone().cancelled_owned());
     let drained = async {
         shutdown.cancelled().await;
-        let until = Instant::now() + limits::DRAIN;
-        while Arc::weak_count(&calls) > 0 {
-            if Instant::now() >= until {
+        let asked = Instant::now();
+        let mut last_seen = asked;
+        while last_seen.elapsed() < LINGER {
+            if Arc::weak_count(&calls) > 0 {
+                last_seen = Instant::now();
+            }
+            if asked.elapsed() >= limits::DRAIN {
                 tracing::warn!("calls in flight were cut off: they did not finish in time");
-                return;
+                over.cancel();
+                return tokio::time::sleep(LINGER).await;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        // The last answers are on their way.
-        tokio::time::sleep(LINGER).await;
     };
     tokio::select! {
         served = serving => served,
@@ -130,11 +141,12 @@ where
     }
 }
 
-/// A service that counts the calls it has not answered: each holds a weak
-/// reference.
+/// A service that counts the calls it has not answered to the end: each holds a
+/// weak reference. It tells each of the server's end.
 #[derive(Clone, Debug)]
 struct InFlight<S> {
     calls: Arc<()>,
+    stopping: Stopping,
     inner: S,
 }
 
@@ -143,22 +155,47 @@ where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
 {
-    type Response = Response<Body>;
+    type Response = Response<Counted>;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let unanswered = Arc::downgrade(&self.calls);
+        request.extensions_mut().insert(self.stopping.clone());
         let answer = self.inner.call(request);
-        Box::pin(async move {
-            let answer = answer.await;
-            drop(unanswered);
-            answer
-        })
+        Box::pin(
+            async move { Ok(answer.await?.map(|body| Counted { body, _unanswered: unanswered })) },
+        )
+    }
+}
+
+/// The body of an answer, which counts until it has been sent.
+struct Counted {
+    body: Body,
+    _unanswered: Weak<()>,
+}
+
+impl http_body::Body for Counted {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -58,15 +58,6 @@ impl Health {
     pub fn state(&self) -> (&'static str, bool) {
         (self.part, self.is_serving.load(Ordering::Relaxed))
     }
-
-    /// Ends the streams that watch the health of a server that stops.
-    pub async fn close(mut self) {
-        self.set(false).await;
-        for name in &self.names {
-            self.reporter.clear_service_status(name).await;
-        }
-        self.reporter.clear_service_status("").await;
-    }
 }
 
 /// Collects the gRPC services of one listener.

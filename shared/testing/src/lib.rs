@@ -12,6 +12,8 @@ mod postgres;
 mod process;
 mod server;
 mod tenant;
+mod traffic;
+mod wire;
 
 pub use chance::Chance;
 pub use client::{Client, code_and_reason, field_faults, reason};
@@ -20,3 +22,5 @@ pub use postgres::OtherCluster;
 pub use process::{Folder, Process, ask_admin, health, program};
 pub use server::{Replica, Server, own_server, serve_alone, serve_durably, server};
 pub use tenant::Tenant;
+pub use traffic::{Outcomes, Traffic};
+pub use wire::{OpenStreams, Wire};

@@ -79,7 +79,7 @@ fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32)
             let config = Config { superuser, secrets, edge_origins, session_budget, spares };
             let clock = Clock::default();
             let shutdown = CancellationToken::new();
-            let suite = suite(config.clone(), clock.clone(), &shutdown).await;
+            let suite = suite(config.clone(), clock.clone()).await;
             suite.ready().await;
             let identity = identity(&config, clock.clone()).await;
             let addresses = suite.addresses;
@@ -100,7 +100,7 @@ impl Server {
     pub async fn replica_with_budget(&self, session_budget: usize) -> Replica {
         let shutdown = CancellationToken::new();
         let config = Config { session_budget, ..self.config.clone() };
-        let suite = suite(config, self.clock.clone(), &shutdown).await;
+        let suite = suite(config, self.clock.clone()).await;
         suite.ready().await;
         let addresses = suite.addresses;
         let stop = shutdown.clone();
@@ -175,7 +175,7 @@ impl Replica {
 }
 
 /// The suite on free ports.
-async fn suite(config: Config, clock: Clock, shutdown: &CancellationToken) -> Suite {
+async fn suite(config: Config, clock: Clock) -> Suite {
     let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let addresses = Addresses {
         registry: free,
@@ -186,7 +186,7 @@ async fn suite(config: Config, clock: Clock, shutdown: &CancellationToken) -> Su
         admin: free,
     };
     let listeners = Listeners::bind(&addresses).await.unwrap();
-    Suite::start(config, listeners, clock, shutdown.clone()).await.unwrap()
+    Suite::start(config, listeners, clock).await.unwrap()
 }
 
 async fn identity(config: &Config, clock: Clock) -> Identity {

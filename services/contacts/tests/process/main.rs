@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod stop;
+
 use std::net::SocketAddr;
 use std::process::Command;
 
