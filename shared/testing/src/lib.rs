@@ -17,7 +17,7 @@ mod wire;
 
 pub use chance::Chance;
 pub use client::{Client, code_and_reason, field_faults, reason};
-pub use link::DataReplica;
+pub use link::{DataReplica, free_address, hand_on};
 pub use postgres::OtherCluster;
 pub use process::{Folder, Process, ask_admin, health, program};
 pub use server::{Replica, Server, own_server, serve_alone, serve_durably, server};

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::server::Server;
@@ -133,4 +133,26 @@ async fn forward(to: SocketAddr, link: watch::Receiver<Link>) -> String {
         }
     });
     format!("http://{address}")
+}
+
+/// An address where nobody listens.
+pub async fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+}
+
+/// Hands connections on, as long as it lives.
+pub async fn hand_on(from: SocketAddr, to: SocketAddr) -> JoinSet<()> {
+    let listener = TcpListener::bind(from).await.unwrap();
+    let mut link = JoinSet::new();
+    link.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (mut near, _) = listener.accept().await.unwrap();
+            connections.spawn(async move {
+                let mut far = TcpStream::connect(to).await.unwrap();
+                let _ended = copy_bidirectional(&mut near, &mut far).await;
+            });
+        }
+    });
+    link
 }

@@ -19,6 +19,8 @@ use tonic_health::pb::health_client::HealthClient;
 
 /// What a busy machine may take at most.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a process that is asked to stop may take.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
 /// How often a test looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -132,6 +134,15 @@ impl Process {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop by this signal: it does so in good time, with 0.
+    pub async fn stops_at(mut self, signal: &str) {
+        let asked = Instant::now();
+        self.signal(signal);
+        let status = self.ended().await;
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(asked.elapsed() < STOPS_WITHIN, "{:?}: {}", asked.elapsed(), self.log());
     }
 
     /// Sends it a signal.

@@ -4,16 +4,16 @@
 
 mod stop;
 
-use std::net::SocketAddr;
 use std::process::Command;
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest, GetContactRequest};
-use crm_testing::{Folder, Process, Tenant, ask_admin, code_and_reason, health, program, server};
+use crm_testing::{
+    Folder, Process, Tenant, ask_admin, code_and_reason, free_address, hand_on, health, program,
+    server,
+};
 use secrecy::ExposeSecret as _;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -33,34 +33,12 @@ fn contacts(folder: &Folder, registry: &str) -> Command {
     )
 }
 
-/// Hands connections on, as long as it lives.
-async fn forward(from: SocketAddr, to: SocketAddr) -> JoinSet<()> {
-    let listener = TcpListener::bind(from).await.unwrap();
-    let mut link = JoinSet::new();
-    link.spawn(async move {
-        let mut connections = JoinSet::new();
-        loop {
-            let (mut near, _) = listener.accept().await.unwrap();
-            connections.spawn(async move {
-                let mut far = TcpStream::connect(to).await.unwrap();
-                let _ended = copy_bidirectional(&mut near, &mut far).await;
-            });
-        }
-    });
-    link
-}
-
-/// An address where nobody listens.
-async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
-}
-
 #[tokio::test]
 async fn it_waits_for_the_registry_and_then_serves_without_it() {
     let folder = Folder::default();
     let tenant = Tenant::create().await;
     let admin = tenant.admin();
-    let registry = nobody().await;
+    let registry = free_address().await;
 
     let mut process = Process::start(contacts(&folder, &format!("http://{registry}")), &folder);
     let address = process.address("contacts").await;
@@ -74,7 +52,7 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
     assert_eq!(ask_admin(probes, "/readyz").await, (503, waiting));
     assert_eq!(ask_admin(probes, "/livez").await.0, 200);
 
-    let link = forward(registry, server().addresses.internal).await;
+    let link = hand_on(registry, server().addresses.internal).await;
     process.wait_until(address, ServingStatus::Serving).await;
     assert!(process.log().contains("waiting for the tenant-registry"));
     let contact = Contact {
@@ -108,7 +86,7 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
 #[tokio::test]
 async fn a_signal_ends_the_wait() {
     let folder = Folder::default();
-    let registry = nobody().await;
+    let registry = free_address().await;
     let mut process = Process::start(contacts(&folder, &format!("http://{registry}")), &folder);
     process.address("contacts").await;
 

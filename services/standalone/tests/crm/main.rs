@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+#[path = "../installation/mod.rs"]
 mod installation;
+mod stop;
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
@@ -282,8 +284,8 @@ fn help_teaches_every_subcommand_and_variable() {
     let helps: String =
         processes.into_iter().map(|mut command| command.render_help().to_string()).collect();
     let told = format!("{help} {helps} CRM_CONFIG");
-    assert_eq!(variables(&told), variables(include_str!("../../../.env.example")));
-    let paper = variables(include_str!("../../../docs/running.md"));
+    assert_eq!(variables(&told), variables(include_str!("../../../../.env.example")));
+    let paper = variables(include_str!("../../../../docs/running.md"));
     let (missing, unknown) = (&variables(&help) - &paper, &paper - &variables(&told));
     assert!(missing.is_empty() && unknown.is_empty(), "missing {missing:?}, unknown {unknown:?}");
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod stop;
+
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -15,7 +17,7 @@ use crm_tenant_registry::new_secret;
 use crm_testing::{Client, Folder, OtherCluster, Process, code_and_reason, health, program};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use secrecy::ExposeSecret as _;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -257,19 +259,7 @@ async fn the_database_is_reached_by_tls_with_a_certificate_that_fits() {
     let cluster = OtherCluster::start().await;
     cluster.set_up().await;
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let mut superuser = cluster.superuser("postgres").await;
-    let (certificate, key) = ours.issue("localhost");
-    for (file, text) in [("server.crt", certificate), ("server.key", key)] {
-        let lines: Vec<_> = text.lines().collect();
-        let statement = format!(
-            "COPY (SELECT unnest('{{{}}}'::text[])) TO PROGRAM 'umask 077; cat >{file}'",
-            lines.join(",")
-        );
-        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut superuser).await.unwrap();
-    }
-    for statement in ["ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"] {
-        sqlx::raw_sql(statement).execute(&mut superuser).await.unwrap();
-    }
+    let mut superuser = serve_by_tls(&cluster, &ours).await;
     let folder = Folder::default();
     let by_tls = |ca: &Authority| {
         let mut command = registry(&folder, cluster.port(), cluster.password());
@@ -299,6 +289,24 @@ async fn the_database_is_reached_by_tls_with_a_certificate_that_fits() {
     assert!(process.terminate().await.success());
 
     assert_eq!(by_tls(&theirs).ended().await.code(), Some(1));
+}
+
+/// Has PostgreSQL speak TLS, and answers a superuser's session.
+async fn serve_by_tls(cluster: &OtherCluster, authority: &Authority) -> PgConnection {
+    let mut superuser = cluster.superuser("postgres").await;
+    let (certificate, key) = authority.issue("localhost");
+    for (file, text) in [("server.crt", certificate), ("server.key", key)] {
+        let lines: Vec<_> = text.lines().collect();
+        let statement = format!(
+            "COPY (SELECT unnest('{{{}}}'::text[])) TO PROGRAM 'umask 077; cat >{file}'",
+            lines.join(",")
+        );
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut superuser).await.unwrap();
+    }
+    for statement in ["ALTER SYSTEM SET ssl = on", "SELECT pg_reload_conf()"] {
+        sqlx::raw_sql(statement).execute(&mut superuser).await.unwrap();
+    }
+    superuser
 }
 
 const MIGRATION: Migration = Migration {
