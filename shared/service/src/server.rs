@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body::{Frame, SizeHint};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -28,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a port is waited for that a connection holds: a closed one holds it
 /// for a minute (RFC 9293, TIME-WAIT).
 const LINGERING_PORT: Duration = Duration::from_secs(70);
+/// How long whoever listens there may take to say so.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// How often it is tried again.
 const BIND_EVERY: Duration = Duration::from_millis(500);
 /// How long it then leaves the connections to the last answers, and to calls
@@ -52,7 +54,7 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
         };
         if error.kind() != io::ErrorKind::AddrInUse
             || Instant::now() >= until
-            || TcpStream::connect(address).await.is_ok()
+            || someone_listens(address).await
         {
             return Err(io::Error::new(
                 error.kind(),
@@ -66,6 +68,12 @@ pub async fn bind(address: SocketAddr, who: &str, setting: &str) -> io::Result<T
         }
         tokio::time::sleep(BIND_EVERY).await;
     }
+}
+
+/// Whether someone takes connections there, or is too busy to take more.
+async fn someone_listens(address: SocketAddr) -> bool {
+    let connected = timeout(ANSWERS_WITHIN, TcpStream::connect(address)).await;
+    connected.is_err() || connected.is_ok_and(|connected| connected.is_ok())
 }
 
 /// Serves until `shutdown`, then lets calls in flight finish, for 6 seconds at
@@ -233,6 +241,25 @@ mod tests {
         let refused = bind(address, "the test", "--port").await.map_err(|error| error.to_string());
 
         assert!(refused.is_err_and(|words| words.contains("--port changes the address")));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_port_where_someone_listens_and_takes_nobody_is_refused_at_once() -> io::Result<()> {
+        let other = TcpSocket::new_v4()?;
+        other.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let other = other.listen(1)?;
+        let address = other.local_addr()?;
+        let mut waiting = Vec::new();
+        while let Ok(connected) = timeout(ANSWERS_WITHIN, TcpStream::connect(address)).await {
+            waiting.push(connected?);
+        }
+
+        let asked = Instant::now();
+        let refused = bind(address, "the test", "--port").await.map_err(|error| error.to_string());
+
+        assert!(refused.is_err_and(|words| words.contains("--port changes the address")));
+        assert!(asked.elapsed() < LINGERING_PORT / 2);
         Ok(())
     }
 }
