@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
-use crm_service::{DataConfig, Edge, Health, Stack, StackBuilder, admin, bind, serve};
+use crm_service::{DataConfig, Edge, Health, Readiness, Stack, StackBuilder, admin, bind, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
@@ -198,8 +198,9 @@ impl Suite {
             edge_health,
         ];
         let parts = healths.clone();
-        let parts = move || parts.iter().map(Health::state).collect();
-        back.spawn(admin::serve(listeners.admin, parts, stop_back.clone()));
+        let readiness =
+            move || Readiness { parts: parts.iter().map(Health::state).collect(), waits_for: None };
+        back.spawn(admin::serve(listeners.admin, readiness, stop_back.clone()));
         Ok(Self {
             addresses,
             healths,
@@ -300,7 +301,13 @@ impl Listeners {
 async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
     // A verifier is no password, and yet nothing for a log.
     let superuser = config.superuser.clone().disable_statement_logging();
-    let mut session = PgConnection::connect_with(&superuser).await?;
+    let mut session = PgConnection::connect_with(&superuser).await.map_err(|error| {
+        let (host, port) = (superuser.get_host(), superuser.get_port());
+        format!(
+            "PostgreSQL on {host}:{port} cannot be used ({error}); \
+             --database-url (CRM_DATABASE_URL) names another"
+        )
+    })?;
     sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await?;
     // A verifier has no character that would end the literal.
     let verifier = scram_verifier(&config.secrets.registry)?;

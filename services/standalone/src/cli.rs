@@ -5,13 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use crm_service::{EXIT_USAGE, Telemetry, run};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use crm_service::{Telemetry, parse_or_exit_usage, run};
 use http::HeaderValue;
 use secrecy::SecretString;
+use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::Addresses;
+use crate::postgres::bin_dir;
 use crate::{health, migrate, reset, seed, start, token};
 
 /// A multi-tenant CRM backend: all services in one process
@@ -77,10 +79,12 @@ pub struct Options {
           value_parser = clap::value_parser!(u16).range(1..))]
     pub edge_port: u16,
     /// The folder for the database and its keys
-    #[arg(long, env = "CRM_DATA_DIR", value_name = "DIR", default_value = ".crm", global = true)]
+    #[arg(long, env = "CRM_DATA_DIR", value_name = "DIR", default_value = ".crm", global = true,
+          value_parser = data_dir)]
     pub data_dir: PathBuf,
     /// The folder of PostgreSQL's programs; by default they are looked for
-    #[arg(long, env = "CRM_POSTGRES_BIN", value_name = "DIR", global = true)]
+    #[arg(long, env = "CRM_POSTGRES_BIN", value_name = "DIR", global = true,
+          value_parser = bin_dir)]
     pub postgres_bin: Option<PathBuf>,
     /// A PostgreSQL to use instead of a private one: the URL of a superuser
     #[arg(
@@ -88,7 +92,8 @@ pub struct Options {
         env = "CRM_DATABASE_URL",
         value_name = "URL",
         global = true,
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = database_url
     )]
     pub database_url: Option<SecretString>,
     /// The most database sessions of each data service; fewer where PostgreSQL takes fewer
@@ -106,6 +111,25 @@ pub struct Options {
         default_value = "http://localhost:5173,http://127.0.0.1:5173"
     )]
     pub edge_origins: Vec<HeaderValue>,
+}
+
+/// A folder, or a place where one can be made.
+fn data_dir(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let nearest = path.ancestors().find(|path| path.exists());
+    if text.is_empty() || nearest.is_some_and(|nearest| !nearest.is_dir()) {
+        return Err("it is no folder, and none can be made there".to_owned());
+    }
+    Ok(path)
+}
+
+/// The superuser's URL. The words of its mistakes have nothing of it.
+fn database_url(text: &str) -> Result<SecretString, String> {
+    let is_postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
+    if !is_postgres || text.parse::<PgConnectOptions>().is_err() {
+        return Err("it is no PostgreSQL URL".to_owned());
+    }
+    Ok(text.to_owned().into())
 }
 
 /// An exact origin (RFC 6454): a wildcard would let any page act for its
@@ -142,16 +166,7 @@ impl Options {
 impl Cli {
     /// Reads the command line; a mistake in it ends the process with 64.
     pub fn parse_or_exit_usage() -> Self {
-        let matches = Self::command().try_get_matches();
-        match matches.and_then(|matches| Self::from_arg_matches(&matches)) {
-            Ok(cli) => cli,
-            Err(error) => {
-                // Where standard error is closed there is nobody to tell.
-                let _told = error.print();
-                let code = if error.use_stderr() { i32::from(EXIT_USAGE) } else { 0 };
-                std::process::exit(code)
-            }
-        }
+        parse_or_exit_usage(Self::command(), Ok::<Self, _>)
     }
 
     /// Does what the command line says.

@@ -20,6 +20,9 @@ pub enum DataError {
     /// Others may read a secret.
     #[error("{} can be read by others; `chmod 600` it, and change the secret", .0.display())]
     Exposed(PathBuf),
+    /// A secret that is none.
+    #[error("{} is empty; without it, a new secret is made", .0.display())]
+    NoSecret(PathBuf),
     /// A file cannot be read or written.
     #[error("{}", .0.display())]
     Io(PathBuf, #[source] io::Error),
@@ -135,7 +138,13 @@ impl DataDir {
         let failed = |error| DataError::Io(path.clone(), error);
         match fs::metadata(&path) {
             Ok(file) if file.permissions().mode() & 0o077 != 0 => Err(DataError::Exposed(path)),
-            Ok(_) => Ok(fs::read_to_string(&path).map_err(failed)?.trim().to_owned().into()),
+            Ok(_) => {
+                let text = fs::read_to_string(&path).map_err(failed)?;
+                match text.trim() {
+                    "" => Err(DataError::NoSecret(path)),
+                    secret => Ok(secret.to_owned().into()),
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let made = new_secret();
                 let secret = made.map_err(|error| DataError::Secret(path.clone(), error))?;

@@ -26,6 +26,7 @@ mod scratch;
 
 use cluster::{check_cluster_version, make_cluster, stop_leftover};
 use folder::{find_folder, prepare_folder};
+pub(crate) use programs::bin_dir;
 use programs::{Account, find_programs};
 
 const OLDEST_VERSION: u32 = 15;

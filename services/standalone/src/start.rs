@@ -112,11 +112,8 @@ async fn died(postgres: &mut Option<PrivatePostgres>) -> postgres::PostgresError
 /// The superuser of a PostgreSQL that is not ours.
 pub(crate) fn superuser(options: &Options) -> Result<Option<PgConnectOptions>, Failure> {
     let Some(url) = &options.database_url else { return Ok(None) };
-    let url = url.expose_secret();
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err("CRM_DATABASE_URL is no PostgreSQL URL".into());
-    }
-    let parsed = url.parse();
+    // The command line has been read: it is a URL.
+    let parsed = url.expose_secret().parse();
     parsed.map(Some).map_err(|_| "CRM_DATABASE_URL is no PostgreSQL URL".into())
 }
 

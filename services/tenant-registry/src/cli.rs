@@ -2,14 +2,14 @@
 
 use std::error::Error;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crm_clock::Clock;
 use crm_service::{
-    Door, Served, Telemetry, parse_or_exit_usage, pem_file, run, secret_file, serve_process,
-    server_tls,
+    Door, Served, Telemetry, config_option, parse_or_exit_usage, pem_file, run, secret_file,
+    serve_process, server_tls,
 };
 use futures_util::FutureExt as _;
 use secrecy::SecretString;
@@ -54,7 +54,7 @@ pub struct Cli {
     )]
     admin_listen: SocketAddr,
     /// The host of the PostgreSQL that holds the registry's database, and the first tenants'
-    #[arg(long, env = "CRM_DATABASE_HOST", value_name = "HOST", default_value = "127.0.0.1")]
+    #[arg(long, env = "CRM_DATABASE_HOST", value_name = "HOST", default_value = "127.0.0.1", value_parser = host)]
     database_host: String,
     /// Its port
     #[arg(long, env = "CRM_DATABASE_PORT", value_name = "PORT", default_value_t = 5432,
@@ -129,6 +129,17 @@ fn master_key(path: &str) -> Result<MasterKey, String> {
     MasterKey::parse(&secret_file(path)?).map_err(|error| error.to_string())
 }
 
+/// A name or an address; or the folder of a socket, as PostgreSQL has it.
+fn host(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let is_name = !text.is_empty() && text.chars().all(fits);
+    if is_name || text.starts_with('/') || text.parse::<IpAddr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    Err("it is neither the name nor the address of a host; the port is CRM_DATABASE_PORT"
+        .to_owned())
+}
+
 fn cluster_id(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty() || text.len() > 40 || !text.chars().all(fits) {
@@ -149,7 +160,7 @@ struct Process {
 /// The main function of the program.
 pub fn main() -> ExitCode {
     let Process { command, doors, admin, config, telemetry } =
-        parse_or_exit_usage(Cli::command(), Cli::check);
+        parse_or_exit_usage(Cli::command().arg(config_option()), Cli::check);
     run(&telemetry, |shutdown| async move {
         match command {
             Command::Start => serve(doors, admin, config, shutdown).await,
@@ -176,7 +187,7 @@ async fn serve(
         let stacks = vec![(app.public, app.public_health), (app.internal, app.internal_health)];
         Ok(Served { stacks, drain: async {}.boxed() })
     };
-    serve_process(doors, admin, start, shutdown).await
+    serve_process(doors, admin, "PostgreSQL", start, shutdown).await
 }
 
 async fn print_token(config: &Config, tenant: Option<&str>) -> Result<(), Failure> {

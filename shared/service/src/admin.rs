@@ -18,16 +18,24 @@ use crate::server;
 /// one by one.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// How far a process is.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    /// Every part of the process, and whether it serves: the process is ready
+    /// when all do.
+    pub parts: Vec<(&'static str, bool)>,
+    /// What it waits for before they do, if anything.
+    pub waits_for: Option<&'static str>,
+}
+
 /// Serves `/metrics` (Prometheus), `/livez` and `/readyz` until `shutdown`.
-/// `parts` names every part of the process, and says whether it serves: the
-/// process is ready when all do.
 ///
 /// # Errors
 ///
 /// When the socket fails, or the process has another recorder of metrics.
 pub async fn serve(
     listener: TcpListener,
-    parts: impl Fn() -> Vec<(&'static str, bool)> + Clone + Send + 'static,
+    readiness: impl Fn() -> Readiness + Clone + Send + 'static,
     shutdown: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let recorder = recorder()?;
@@ -36,7 +44,7 @@ pub async fn serve(
             "/metrics" | "/livez" | "/readyz" if request.method() != Method::GET => refuse(),
             "/metrics" => answer(StatusCode::OK, "text/plain; version=0.0.4", recorder.render()),
             "/livez" => answer(StatusCode::OK, "text/plain", "ok\n".to_owned()),
-            "/readyz" => ready(parts()),
+            "/readyz" => ready(readiness()),
             _ => answer(StatusCode::NOT_FOUND, "text/plain", "not found\n".to_owned()),
         };
         std::future::ready(Ok::<_, Infallible>(answer))
@@ -53,12 +61,15 @@ pub async fn serve(
     }
 }
 
-fn ready(parts: Vec<(&'static str, bool)>) -> Response<Body> {
+fn ready(Readiness { parts, waits_for }: Readiness) -> Response<Body> {
     let not_serving: Vec<_> =
         parts.into_iter().filter(|(_, serves)| !serves).map(|(part, _)| part).collect();
     let is_ready = not_serving.is_empty();
     let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = serde_json::json!({ "ready": is_ready, "not_serving": not_serving });
+    let mut body = serde_json::json!({ "ready": is_ready, "not_serving": not_serving });
+    if let Some(waits_for) = waits_for {
+        body["waits_for"] = waits_for.into();
+    }
     answer(status, "application/json", format!("{body}\n"))
 }
 
@@ -109,8 +120,11 @@ mod tests {
         let (one, other) = (part("one"), part("other"));
         let shutdown = CancellationToken::new();
         let healths = [one.clone(), other.clone()];
-        let parts = move || healths.iter().map(Health::state).collect();
-        let serving = tokio::spawn(serve(listener, parts, shutdown.clone()));
+        let readiness = move || Readiness {
+            parts: healths.iter().map(Health::state).collect(),
+            waits_for: None,
+        };
+        let serving = tokio::spawn(serve(listener, readiness, shutdown.clone()));
 
         one.set(true).await;
         let answer = ask(address, "GET /readyz").await;
@@ -133,7 +147,11 @@ mod tests {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let _serving = tokio::spawn(serve(listener, Vec::new, shutdown.clone()));
+        let _serving = tokio::spawn(serve(
+            listener,
+            || Readiness { parts: Vec::new(), waits_for: None },
+            shutdown.clone(),
+        ));
 
         for (line, status) in [
             ("GET /metrics", "200 OK"),

@@ -1,6 +1,7 @@
 //! How a process is told what to do: by the command line first, then by the
 //! environment, then by a file, then by defaults.
 
+use std::error::Error as _;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
@@ -22,11 +23,11 @@ enum Refusal {
     Faults(Vec<String>),
 }
 
-/// Reads the configuration of a process. `--config` (CRM_CONFIG) names a TOML
-/// file whose keys are the long names of the options. A mistake ends the
-/// process with 64, and every value that is missing or wrong is named with its
-/// variable. `check` makes of the options what the process needs, or names what
-/// does not fit together.
+/// Reads the configuration of a process. Where the command has
+/// [`config_option`], that names a TOML file whose keys are the long names of
+/// the options. A mistake ends the process with 64, and every value that is
+/// missing or wrong is named with its variable. `check` makes of the options
+/// what the process needs, or names what does not fit together.
 pub fn parse_or_exit_usage<O: FromArgMatches, C>(
     command: Command,
     check: impl FnOnce(O) -> Result<C, Vec<String>>,
@@ -57,11 +58,13 @@ pub fn parse_or_exit_usage<O: FromArgMatches, C>(
 
 fn parse<O: FromArgMatches>(command: Command, arguments: &[OsString]) -> Result<O, Refusal> {
     let mut faults = Vec::new();
-    let mut command = command.arg(config_option());
-    match config_file(arguments) {
-        Ok(Some(file)) => command = with_file(command, &file, &mut faults),
-        Ok(None) => {}
-        Err(fault) => faults.push(fault),
+    let mut command = command;
+    if command.get_arguments().any(|option| option.get_id() == CONFIG) {
+        match config_file(arguments) {
+            Ok(Some(file)) => command = with_file(command, &file, &mut faults),
+            Ok(None) => {}
+            Err(fault) => faults.push(fault),
+        }
     }
     let matches = command.clone().try_get_matches_from(arguments);
     let parsed = matches.and_then(|matches| O::from_arg_matches(&matches));
@@ -84,7 +87,8 @@ fn parse<O: FromArgMatches>(command: Command, arguments: &[OsString]) -> Result<
     Err(Refusal::Faults(faults))
 }
 
-fn config_option() -> Arg {
+/// The option that names the configuration's file.
+pub fn config_option() -> Arg {
     Arg::new(CONFIG)
         .long(CONFIG)
         .env("CRM_CONFIG")
@@ -154,6 +158,9 @@ fn fault(option: &Arg, arguments: &[OsString]) -> Option<String> {
     let error = alone(option).try_get_matches_from(own(option, arguments)).err()?;
     let words = if error.kind() == ErrorKind::MissingRequiredArgument {
         "it is not given".to_owned()
+    } else if option.is_hide_env_values_set() {
+        // clap's words have the value, which nobody may see.
+        error.source().map_or_else(|| "it cannot be used".to_owned(), ToString::to_string)
     } else {
         words_of(&error)
     };

@@ -10,7 +10,7 @@ use crm_tenancy::RegistryEndpoints;
 use futures_util::FutureExt as _;
 use secrecy::SecretString;
 
-use crate::config::{parse_or_exit_usage, secret_file};
+use crate::config::{config_option, parse_or_exit_usage, secret_file};
 use crate::data::{DataApp, DataConfig, DataService};
 use crate::process::{Door, Served, serve_process};
 use crate::run::run;
@@ -106,7 +106,7 @@ impl DataService {
         F: Future<Output = Result<DataApp, Failure>>,
     {
         let ([listen, admin], telemetry, config) =
-            parse_or_exit_usage(self.command(), |options| self.check(options));
+            parse_or_exit_usage(self.command().arg(config_option()), |options| self.check(options));
         let door = Door {
             name: self.name,
             address: listen,
@@ -121,7 +121,7 @@ impl DataService {
                 let drain = async move { sessions.drain().await }.boxed();
                 Ok(Served { stacks: vec![(stack, health)], drain })
             };
-            serve_process(vec![door], admin, start, shutdown)
+            serve_process(vec![door], admin, "tenant-registry", start, shutdown)
         })
     }
 

@@ -28,7 +28,8 @@ mod time;
 mod tls;
 mod trace;
 
-pub use config::{parse_or_exit_usage, secret_file};
+pub use admin::Readiness;
+pub use config::{config_option, parse_or_exit_usage, secret_file};
 pub use data::{DataApp, DataConfig, DataService};
 pub use edge::Edge;
 pub use limits::MAX_MESSAGE_BYTES;

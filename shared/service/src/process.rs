@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, ServerTlsConfig};
 
+use crate::admin::Readiness;
 use crate::late::Late;
 use crate::metrics::recorder;
 use crate::server::{bind, serve_on};
@@ -51,8 +52,8 @@ pub struct Served {
 
 /// Opens the doors, says NOT_SERVING there until `start` has made what is
 /// served, then serves until `shutdown`, and lets calls finish. What is waited
-/// for in `start` ends with the shutdown, too. The admin listener is there from
-/// the first to the last.
+/// for in `start`, as `waits_for` names it, ends with the shutdown, too. The
+/// admin listener is there from the first to the last.
 ///
 /// # Errors
 ///
@@ -60,6 +61,7 @@ pub struct Served {
 pub async fn serve_process(
     doors: Vec<Door>,
     admin_door: Door,
+    waits_for: &'static str,
     start: impl Future<Output = Result<Served, Failure>>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
@@ -69,13 +71,15 @@ pub async fn serve_process(
     let _stops_at_the_end = stop_admin.clone().drop_guard();
     let names = doors.iter().map(|door| (door.name, false)).collect::<Vec<_>>();
     let told = healths.clone();
-    let parts = move || match told.get() {
-        Some(healths) => healths.iter().map(Health::state).collect(),
-        None => names.clone(),
+    let readiness = move || match told.get() {
+        Some(healths) => {
+            Readiness { parts: healths.iter().map(Health::state).collect(), waits_for: None }
+        }
+        None => Readiness { parts: names.clone(), waits_for: Some(waits_for) },
     };
     // Metrics are looked up once: the recorder must be there before.
     recorder()?;
-    tokio::spawn(admin::serve(listener, parts, stop_admin));
+    tokio::spawn(admin::serve(listener, readiness, stop_admin));
 
     // Apart from the shutdown: health checks fail before calls are refused.
     let stop = CancellationToken::new();

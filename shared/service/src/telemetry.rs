@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 
 use clap::{Args, ValueEnum};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use tonic::transport::Endpoint;
 use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{ParseError, filter_fn};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -31,7 +32,8 @@ pub struct Telemetry {
         env = "CRM_LOG",
         value_name = "FILTER",
         default_value = "info",
-        global = true
+        global = true,
+        value_parser = filter
     )]
     pub filter: String,
     /// How the log looks
@@ -48,9 +50,22 @@ pub struct Telemetry {
         long = "otlp-endpoint",
         env = "OTEL_EXPORTER_OTLP_ENDPOINT",
         value_name = "URL",
-        global = true
+        global = true,
+        value_parser = collector
     )]
     pub otlp_endpoint: Option<String>,
+}
+
+fn filter(text: &str) -> Result<String, ParseError> {
+    EnvFilter::builder().parse(text).map(|_| text.to_owned())
+}
+
+/// None at all is as good as no option.
+fn collector(text: &str) -> Result<String, tonic::transport::Error> {
+    if !text.is_empty() {
+        Endpoint::from_shared(text.to_owned())?;
+    }
+    Ok(text.to_owned())
 }
 
 /// The telemetry cannot be started as it is configured.

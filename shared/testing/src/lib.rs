@@ -7,6 +7,7 @@
 
 mod chance;
 mod client;
+mod configuration;
 mod link;
 mod postgres;
 mod process;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use chance::Chance;
 pub use client::{Client, code_and_reason, field_faults, reason};
+pub use configuration::Configuration;
 pub use link::{DataReplica, free_address, hand_on};
 pub use postgres::OtherCluster;
 pub use process::{Folder, Process, ask_admin, health, program};

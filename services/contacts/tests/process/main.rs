@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod configuration;
 mod stop;
 
 use std::process::Command;
@@ -48,7 +49,9 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
     assert_eq!(code_and_reason(early), (Code::Unavailable, "DEPENDENCY_UNAVAILABLE".to_owned()));
 
     let probes = process.address("admin").await;
-    let waiting = "{\"not_serving\":[\"contacts\"],\"ready\":false}\n".to_owned();
+    let waiting =
+        "{\"not_serving\":[\"contacts\"],\"ready\":false,\"waits_for\":\"tenant-registry\"}\n"
+            .to_owned();
     assert_eq!(ask_admin(probes, "/readyz").await, (503, waiting));
     assert_eq!(ask_admin(probes, "/livez").await.0, 200);
 
@@ -74,7 +77,8 @@ async fn it_waits_for_the_registry_and_then_serves_without_it() {
     assert_eq!(read, made);
     assert_eq!(health(address).await, ServingStatus::Serving);
 
-    assert_eq!(ask_admin(probes, "/readyz").await.0, 200);
+    let serving = "{\"not_serving\":[],\"ready\":true}\n".to_owned();
+    assert_eq!(ask_admin(probes, "/readyz").await, (200, serving));
     let (_, metrics) = ask_admin(probes, "/metrics").await;
     let created = "crm.contacts.v1.ContactService/CreateContact\",code=\"OK\"} 1";
     assert!(metrics.contains(created), "{metrics}");

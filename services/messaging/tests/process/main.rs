@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod configuration;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -86,7 +88,7 @@ async fn it_waits_for_the_registry_and_stops_without_losing_a_call() {
     let early = say(admin.clone(), admin.channel(address), parent.clone(), 0).await;
     assert_eq!(code_and_reason(early), (Code::Unavailable, "DEPENDENCY_UNAVAILABLE".to_owned()));
     let (status, waiting) = ask_admin(probes, "/readyz").await;
-    assert!(status == 503 && waiting.contains("\"messaging\""), "{waiting}");
+    assert!(status == 503 && waiting.contains("\"waits_for\":\"tenant-registry\""), "{waiting}");
 
     // With it.
     let _link = hand_on(registry, server().addresses.internal).await;

@@ -71,22 +71,36 @@ fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
     Some((id(fields.next()?)?, id(fields.next()?)?)).filter(|(uid, _)| *uid != 0)
 }
 
+/// Takes the folder of the programs, as a value of an option.
+pub(crate) fn bin_dir(path: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(path);
+    match server_dir(&path) {
+        Some(_) => Ok(path),
+        None => Err("it does not hold `postgres` and `initdb`".to_owned()),
+    }
+}
+
 pub(super) async fn find_programs(
     configured: Option<&Path>,
     account: &Account,
 ) -> Result<(PathBuf, u32), PostgresError> {
     let bin_dir = match configured {
         Some(dir) => server_dir(dir).ok_or_else(|| PostgresError::WrongBinDir(dir.to_owned()))?,
-        None => env::split_paths(&env::var_os("PATH").unwrap_or_default())
-            .find_map(|dir| server_dir(&dir))
-            .or_else(|| INSTALLED.iter().find_map(|(root, name)| newest_server_dir(root, name)))
-            .ok_or(PostgresError::NotInstalled)?,
+        None => search(&env::var_os("PATH").unwrap_or_default(), &INSTALLED)?,
     };
     let text = run(account.command(bin_dir.join("postgres")).arg("--version")).await?;
     match major_version(&text) {
         Some(version) if version >= OLDEST_VERSION => Ok((bin_dir, version)),
         Some(_) | None => Err(PostgresError::WrongVersion(bin_dir, text.trim().to_owned())),
     }
+}
+
+/// Looks in the folders of a PATH, then where installers put servers.
+fn search(path: &OsStr, installed: &[(&str, &str)]) -> Result<PathBuf, PostgresError> {
+    env::split_paths(path)
+        .find_map(|dir| server_dir(&dir))
+        .or_else(|| installed.iter().find_map(|(root, name)| newest_server_dir(root, name)))
+        .ok_or(PostgresError::NotInstalled)
 }
 
 /// The folder that the programs really are in: PostgreSQL finds its other files from there.
@@ -136,6 +150,19 @@ mod tests {
         }
 
         assert_eq!(newest_server_dir(&scratch.0, ""), Some(scratch.0.join("15/bin")));
+    }
+
+    #[test]
+    fn a_machine_without_a_server_is_told_what_to_install() {
+        let scratch = Scratch::new("nothing");
+        let installed = [(scratch.0.to_str().unwrap(), "")];
+
+        let error = search(scratch.0.as_os_str(), &installed).unwrap_err();
+
+        let words = error.to_string();
+        assert!(matches!(error, PostgresError::NotInstalled));
+        assert_eq!(words.lines().count(), 1);
+        assert!(words.contains("apt-get install postgresql"), "{words}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+mod configuration;
 mod stop;
 
 use std::net::SocketAddr;
@@ -14,7 +15,9 @@ use crm_proto::registry::v1::{AcquireLeaseRequest, GetTenantRequest, RegisterSch
 use crm_service::client_tls;
 use crm_tenancy::{Migration, RegistryClient, RegistryEndpoints};
 use crm_tenant_registry::new_secret;
-use crm_testing::{Client, Folder, OtherCluster, Process, code_and_reason, health, program};
+use crm_testing::{
+    Client, Folder, OtherCluster, Process, ask_admin, code_and_reason, health, program,
+};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use secrecy::ExposeSecret as _;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -169,6 +172,9 @@ async fn it_waits_for_postgresql_and_gives_tokens() {
     let internal = process.address("tenant-registry-internal").await;
     assert_eq!(health(public).await, ServingStatus::NotServing);
     assert_eq!(health(internal).await, ServingStatus::NotServing);
+    let probes = process.address("admin").await;
+    let (status, waiting) = ask_admin(probes, "/readyz").await;
+    assert!(status == 503 && waiting.contains("\"waits_for\":\"PostgreSQL\""), "{waiting}");
     let request = || GetTenantRequest { name: "tenants/acme".to_owned() };
     let anyone = Client::new("nothing");
     let mut tenants = TenantServiceClient::new(anyone.channel(public));
@@ -180,6 +186,7 @@ async fn it_waits_for_postgresql_and_gives_tokens() {
     process.wait_until(public, ServingStatus::Serving).await;
     process.wait_until(internal, ServingStatus::Serving).await;
     assert!(process.log().contains("waiting for PostgreSQL"));
+    assert_eq!(ask_admin(probes, "/readyz").await.0, 200);
     let token = command().arg("token").output().unwrap();
     let operator = Client::new(String::from_utf8(token.stdout).unwrap().trim());
     let outcome = tenants.get_tenant(operator.request(request())).await;
