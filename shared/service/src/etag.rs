@@ -9,7 +9,9 @@ pub fn format(revision: i64) -> String {
 /// none of ours fits no resource: no revision is negative.
 pub fn parse(etag: &str) -> Option<i64> {
     let number = |etag: &str| etag.strip_prefix('"')?.strip_suffix('"')?.parse().ok();
-    (!etag.is_empty()).then(|| number(etag).unwrap_or(-1))
+    // A number can be written in many ways, and an etag in one.
+    let ours = |etag: &str| number(etag).filter(|revision| format(*revision) == etag);
+    (!etag.is_empty()).then(|| ours(etag).unwrap_or(-1))
 }
 
 #[cfg(test)]
@@ -20,7 +22,7 @@ mod tests {
     fn an_etag_is_read_back_and_a_foreign_one_fits_nothing() {
         assert_eq!(parse(&format(7)), Some(7));
         assert_eq!(parse(""), None);
-        for foreign in ["7", "\"\"", "W/\"7\"", "\"x\"", "\""] {
+        for foreign in ["7", "\"\"", "W/\"7\"", "\"x\"", "\"", "\"+7\"", "\"007\"", "\" 7\""] {
             assert_eq!(parse(foreign), Some(-1), "{foreign}");
         }
     }
