@@ -8,7 +8,7 @@ use std::fmt;
 
 macro_rules! package {
     ($name:ident, $package:tt) => {
-        #[allow(missing_docs, clippy::all, reason = "generated; not all of it breaks each lint")]
+        #[expect(missing_docs, reason = "generated")]
         pub mod $name {
             pub mod v1 {
                 tonic::include_proto!($package);

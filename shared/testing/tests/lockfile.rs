@@ -1,7 +1,7 @@
 //! What `Cargo.lock` must hold to: one version of what shares types or state,
 //! floors below which there are known faults, and one crypto backend.
 
-#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 const LOCK: &str = include_str!("../../../Cargo.lock");
 
