@@ -10,6 +10,7 @@ pub mod etag;
 pub mod filter;
 mod late;
 mod limits;
+pub mod mask;
 mod metrics;
 pub mod names;
 mod observe;

@@ -3,6 +3,7 @@
 use crm_error::{ApiError, Violations};
 use crm_proto::contacts::v1 as pb;
 use crm_proto::messaging::v1 as messaging_pb;
+use crm_service::mask::masked;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::text::is_blank;
@@ -60,7 +61,7 @@ pub(super) fn update(
         violations.add("contact.name", "REQUIRED", "It is required.");
     }
     let fields = match &request.update_mask {
-        Some(mask) => masked(&mask.paths, &mut violations),
+        Some(mask) => masked(&FIELDS, &mask.paths, &mut violations),
         None => FIELDS.iter().filter(|(name, _)| is_populated(&contact, name)).copied().collect(),
     };
     if fields.is_empty() && !violations.has("update_mask") {
@@ -97,20 +98,6 @@ const FIELDS: [(&str, Field); 7] = [
     ("source", Field::Source),
     ("metadata", Field::Metadata),
 ];
-
-fn masked(paths: &[String], violations: &mut Violations) -> Vec<(&'static str, Field)> {
-    if paths == ["*"] {
-        return FIELDS.to_vec();
-    }
-    for path in paths {
-        if !FIELDS.iter().any(|(name, _)| name == path) {
-            let names = FIELDS.map(|(name, _)| name).join(", ");
-            let text = format!("Each path is one of {names}; or the only one is `*`.");
-            violations.add("update_mask", "FIELD_MASK", text);
-        }
-    }
-    FIELDS.iter().filter(|(name, _)| paths.iter().any(|path| path == name)).copied().collect()
-}
 
 fn is_populated(contact: &pb::Contact, field: &str) -> bool {
     match field {

@@ -5,6 +5,7 @@ use crm_error::{ApiError, Violations};
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::cluster::{State, TlsMode};
 use crm_proto::registry::v1::cluster_service_server::ClusterService;
+use crm_service::mask::masked;
 use crm_service::open::{open, settle};
 use crm_service::page::{self, Binding, Cursor, Page};
 use crm_service::repeat::RequestKey;
@@ -143,7 +144,7 @@ fn update(
         violations.add("cluster.name", "REQUIRED", "It is required.");
     }
     let fields: Vec<_> = match &request.update_mask {
-        Some(mask) => masked(&mask.paths, &mut violations),
+        Some(mask) => masked(&FIELDS, &mask.paths, &mut violations),
         None => FIELDS.into_iter().filter(|(_, field)| is_populated(&cluster, *field)).collect(),
     };
     if fields.is_empty() && !violations.has("update_mask") {
@@ -158,21 +159,6 @@ fn update(
     let fields = fields.into_iter().map(|(_, field)| field).collect();
     let target = Target { id, revision: etag::parse(&cluster.etag) };
     Ok((target, ClusterPatch { fields, settings }))
-}
-
-fn masked(paths: &[String], violations: &mut Violations) -> Vec<(&'static str, Field)> {
-    if paths == ["*"] {
-        return FIELDS.to_vec();
-    }
-    for path in paths {
-        if !FIELDS.iter().any(|(name, _)| name == path) {
-            let names = FIELDS.map(|(name, _)| name).join(", ");
-            let text = format!("Each path is one of {names}; or the only one is `*`.");
-            violations.add("update_mask", "FIELD_MASK", text);
-        }
-    }
-    let named = |name: &str| paths.iter().any(|path| path == name);
-    FIELDS.into_iter().filter(|(name, _)| named(name)).collect()
 }
 
 fn is_populated(cluster: &pb::Cluster, field: Field) -> bool {

@@ -6,6 +6,7 @@ use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::{Kind, State};
 use crm_proto::registry::v1::tenant_migration::State as MigrationState;
 use crm_proto::registry::v1::watch_tenants_response::Event as EventMessage;
+use crm_service::mask::masked;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::{etag, filter, names, timestamp};
@@ -204,7 +205,7 @@ pub(super) fn tenant_update(
         violations.add("tenant.name", "REQUIRED", "It is required.");
     }
     let fields = match &request.update_mask {
-        Some(mask) => masked(&mask.paths, &mut violations),
+        Some(mask) => masked(&TENANT_FIELDS, &mask.paths, &mut violations),
         None => TENANT_FIELDS
             .iter()
             .filter(|(_, field)| is_populated(&tenant, *field))
@@ -235,21 +236,6 @@ pub(super) fn tenant_update(
 /// The fields that an update can name.
 const TENANT_FIELDS: [(&str, Field); 3] =
     [("display_name", Field::DisplayName), ("kind", Field::Kind), ("labels", Field::Labels)];
-
-fn masked(paths: &[String], violations: &mut Violations) -> Vec<(&'static str, Field)> {
-    if paths == ["*"] {
-        return TENANT_FIELDS.to_vec();
-    }
-    for path in paths {
-        if !TENANT_FIELDS.iter().any(|(name, _)| name == path) {
-            let names = TENANT_FIELDS.map(|(name, _)| name).join(", ");
-            let text = format!("Each path is one of {names}; or the only one is `*`.");
-            violations.add("update_mask", "FIELD_MASK", text);
-        }
-    }
-    let named = |name: &str| paths.iter().any(|path| path == name);
-    TENANT_FIELDS.iter().filter(|(name, _)| named(name)).copied().collect()
-}
 
 fn is_populated(tenant: &pb::Tenant, field: Field) -> bool {
     match field {
