@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub(crate) use error::ActivityError;
-pub(crate) use store::{ActivityRow, TenantReport};
+pub(crate) use store::{ActivityRow, Sums, TenantReport};
 
 use crate::database::{Database, owned};
 

@@ -16,6 +16,13 @@ pub(crate) struct TenantReport {
     pub(crate) sessions_in_use: u32,
     pub(crate) sessions_idle: u32,
     pub(crate) calls_waiting: u32,
+    #[serde(flatten)]
+    pub(crate) sums: Sums,
+}
+
+/// What is summed up from report to report.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub(crate) struct Sums {
     pub(crate) sessions_opened: i64,
     pub(crate) closed_idle: i64,
     pub(crate) closed_lifetime: i64,
@@ -36,16 +43,8 @@ pub(crate) struct ActivityRow {
     pub(crate) sessions_in_use: i32,
     pub(crate) sessions_idle: i32,
     pub(crate) calls_waiting: i32,
-    pub(crate) sessions_opened: i64,
-    pub(crate) closed_idle: i64,
-    pub(crate) closed_lifetime: i64,
-    pub(crate) closed_evicted: i64,
-    pub(crate) closed_busy: i64,
-    pub(crate) closed_broken: i64,
-    pub(crate) closed_revoked: i64,
-    pub(crate) calls: i64,
-    pub(crate) calls_refused: i64,
-    pub(crate) last_call_time: Option<DateTime<Utc>>,
+    #[sqlx(flatten)]
+    pub(crate) sums: Sums,
     pub(crate) report_time: DateTime<Utc>,
 }
 

@@ -11,9 +11,7 @@ use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::{etag, filter, names, timestamp};
 use secrecy::ExposeSecret as _;
-use uuid::Uuid;
 
-use crate::activity::{Activity, ActivityRow, Report, TenantReport};
 use crate::events::{Event, StatusRow};
 use crate::lease::{LeaseRow, Login};
 use crate::migration::model::is_service;
@@ -92,94 +90,6 @@ pub(super) fn tenant_key(
         violations.add(field, "RESOURCE_NAME", "`tenants/` and a UUID or a slug.");
     }
     slug.map(|slug| TenantKey::Slug(slug.to_owned()))
-}
-
-/// `tenants/{uuid}/activity`, or with the slug.
-pub(super) fn activity_key(name: &str, violations: &mut Violations) -> Option<TenantKey> {
-    let key = name.strip_suffix("/activity").and_then(|tenant| {
-        let mut unknown = Violations::default();
-        tenant_key(tenant, "name", &mut unknown)
-    });
-    if key.is_none() && !name.is_empty() {
-        violations.add("name", "RESOURCE_NAME", "`tenants/`, a UUID or a slug, and `/activity`.");
-    }
-    key
-}
-
-/// What a process tells.
-pub(super) fn report(
-    service: &str,
-    message: pb::ReportActivityRequest,
-    violations: &mut Violations,
-) -> Report {
-    let mut tenants = Vec::with_capacity(message.tenants.len());
-    for (index, calls) in message.tenants.into_iter().enumerate() {
-        let field = format!("tenants[{index}].tenant");
-        let Some(tenant_id) = names::parse_field("tenants", &calls.tenant, &field, violations)
-        else {
-            continue;
-        };
-        let closed = calls.sessions_closed.unwrap_or_default();
-        tenants.push(TenantReport {
-            tenant_id,
-            sessions_in_use: calls.sessions_in_use,
-            sessions_idle: calls.sessions_idle,
-            calls_waiting: calls.calls_waiting,
-            sessions_opened: calls.sessions_opened,
-            closed_idle: closed.idle,
-            closed_lifetime: closed.lifetime,
-            closed_evicted: closed.evicted,
-            closed_busy: closed.busy,
-            closed_broken: closed.broken,
-            closed_revoked: closed.revoked,
-            calls: calls.calls,
-            calls_refused: calls.calls_refused,
-            last_call_time: calls
-                .last_call_time
-                .and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.unsigned_abs())),
-        });
-    }
-    Report {
-        service: service.to_owned(),
-        instance: message.instance,
-        number: message.report_number,
-        session_budget: i32::try_from(message.session_budget).unwrap_or(i32::MAX),
-        tenants,
-    }
-}
-
-pub(super) fn activity(tenant_id: Uuid, activity: Activity) -> pb::TenantActivity {
-    pb::TenantActivity {
-        name: format!("tenants/{tenant_id}/activity"),
-        processes: activity.processes.into_iter().map(pb::ProcessActivity::from).collect(),
-        session_count: activity.session_count,
-        size_bytes: activity.size_bytes,
-    }
-}
-
-impl From<ActivityRow> for pb::ProcessActivity {
-    fn from(row: ActivityRow) -> Self {
-        Self {
-            service: format!("services/{}", row.service),
-            instance: row.instance,
-            sessions_in_use: row.sessions_in_use.unsigned_abs(),
-            sessions_idle: row.sessions_idle.unsigned_abs(),
-            calls_waiting: row.calls_waiting.unsigned_abs(),
-            sessions_opened: row.sessions_opened,
-            sessions_closed: Some(pb::SessionsClosed {
-                idle: row.closed_idle,
-                lifetime: row.closed_lifetime,
-                evicted: row.closed_evicted,
-                busy: row.closed_busy,
-                broken: row.closed_broken,
-                revoked: row.closed_revoked,
-            }),
-            calls: row.calls,
-            calls_refused: row.calls_refused,
-            last_call_time: row.last_call_time.map(timestamp),
-            report_time: Some(timestamp(row.report_time)),
-        }
-    }
 }
 
 /// Which tenant a change is for.

@@ -1,5 +1,6 @@
 //! The registry's gRPC methods: decode, call, encode.
 
+mod activity;
 mod certificate;
 mod cluster;
 mod convert;
@@ -91,7 +92,7 @@ impl LeaseService for LeaseApi {
         request: Request<pb::ReportActivityRequest>,
     ) -> Result<Response<pb::ReportActivityResponse>, Status> {
         let (ctx, message, mut violations) = open::<ServiceContext, _>(request)?;
-        let report = convert::report(ctx.service(), message, &mut violations);
+        let report = activity::report(ctx.service(), message, &mut violations);
         let report = settle(Some(report), violations)?;
         self.activities.report(report).await.map_err(ApiError::from)?;
         Ok(Response::new(pb::ReportActivityResponse {}))

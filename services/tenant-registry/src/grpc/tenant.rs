@@ -9,7 +9,7 @@ use crm_service::page::{Binding, Cursor};
 use crm_service::repeat::RequestKey;
 use tonic::{Request, Response, Status};
 
-use super::convert;
+use super::{activity, convert};
 use crate::activity::Activities;
 use crate::tenant::{Change, NewTenant, Target, TenantError, Tenants};
 
@@ -128,13 +128,13 @@ impl TenantService for TenantApi {
         request: Request<pb::GetTenantActivityRequest>,
     ) -> Result<Response<pb::TenantActivity>, Status> {
         let (_, message, mut violations) = open::<PlatformContext, _>(request)?;
-        let key = convert::activity_key(&message.name, &mut violations);
+        let key = activity::activity_key(&message.name, &mut violations);
         let key = settle(key, violations)?;
         let tenant = self.tenants.get(key).await.map_err(ApiError::from)?;
         let Some(id) = tenant.id else { return Err(ApiError::from(TenantError::NotFound).into()) };
         let activity = self.activities.get(id, tenant.cluster, tenant.database).await;
         let activity = activity.map_err(ApiError::from)?;
-        Ok(Response::new(convert::activity(id, activity)))
+        Ok(Response::new(activity::activity(id, activity)))
     }
 }
 
