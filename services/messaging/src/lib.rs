@@ -6,3 +6,4 @@ mod change;
 mod conversation;
 mod grpc;
 mod message;
+mod write;

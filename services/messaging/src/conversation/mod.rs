@@ -14,10 +14,10 @@ use uuid::Uuid;
 
 pub(crate) use error::ConversationError;
 pub(crate) use model::{
-    Begun, Conversation, ConversationFilter, ConversationPatch, NewConversation, Recorded, State,
-    Target, Write,
+    Conversation, ConversationFilter, ConversationPatch, NewConversation, Recorded, State, Target,
+    Write,
 };
-pub(crate) use store::{begin, get};
+pub(crate) use store::get;
 
 /// The use cases of conversations.
 #[derive(Clone, Debug)]

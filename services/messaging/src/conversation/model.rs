@@ -68,15 +68,6 @@ pub(crate) struct Recorded {
     pub(crate) revision: i64,
 }
 
-/// How a write begins.
-#[derive(Debug)]
-pub(crate) enum Begun {
-    /// It has this revision of its own.
-    New(i64),
-    /// The same request did this before.
-    Repeated(Recorded),
-}
-
 /// Which conversations are read, and how much of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ConversationFilter {

@@ -1,6 +1,6 @@
 //! All SQL of conversations.
 //!
-//! A write is a transaction that begins with [`begin`]: behind the lock on the
+//! A write is a transaction, as [`write_once`] has it: behind the lock on the
 //! tenant's head all that it reads stands still, so that any number of callers
 //! may write to one conversation or contact, and none has to try again.
 
@@ -14,11 +14,12 @@ use uuid::Uuid;
 
 use super::error::ConversationError;
 use super::model::{
-    Begun, Conversation, ConversationFilter, ConversationPatch, MAX_CONVERSATIONS, Recorded,
-    Target, Write, state,
+    Conversation, ConversationFilter, ConversationPatch, MAX_CONVERSATIONS, Recorded, Target,
+    Write, state,
 };
 use crate::grpc::convert::recorded_conversation;
 use crate::message::Message;
+use crate::write::write_once;
 
 /// Conversations in platform.resource_types.
 const KIND: i16 = 2;
@@ -64,37 +65,6 @@ struct MessageColumns {
     message_revision: Option<i64>,
 }
 
-/// Begins a write of a resource of this kind, or finds what the same request
-/// did before.
-pub(crate) async fn begin(
-    connection: &mut PgConnection,
-    write: &Write,
-    kind: i16,
-) -> Result<Begun, StoreError> {
-    let (revision, is_new): (i64, bool) =
-        sqlx::query_as("SELECT revision, is_new FROM platform.begin_write($1, $2, $3, $4)")
-            .bind(write.key.id)
-            .bind(write.method)
-            .bind(&write.actor)
-            .bind(&write.key.hash)
-            .fetch_one(&mut *connection)
-            .await?;
-    if cfg!(bug_request_row_apart) {
-        sqlx::raw_sql("COMMIT AND CHAIN").execute(&mut *connection).await?;
-    }
-    if is_new {
-        return Ok(Begun::New(revision));
-    }
-    let after =
-        sqlx::query_scalar("SELECT platform.end_write($1, false, 0::smallint, NULL, $2, $3, NULL)")
-            .bind(revision)
-            .bind(kind)
-            .bind(&write.actor)
-            .fetch_one(connection)
-            .await?;
-    Ok(Begun::Repeated(Recorded { after, revision }))
-}
-
 /// Inserts a conversation; or answers what the same request did before.
 #[tracing::instrument(name = "db.conversation.insert", skip_all, fields(conversation.id = %conversation.id))]
 pub(super) async fn insert(
@@ -102,21 +72,14 @@ pub(super) async fn insert(
     conversation: Conversation,
     write: Write,
 ) -> Result<Recorded, ConversationError> {
-    let recorded = session
-        .transaction(move |connection| {
-            async move {
-                let revision = match begin(connection, &write, KIND).await? {
-                    Begun::New(revision) => revision,
-                    Begun::Repeated(recorded) => return Ok(recorded),
-                };
-                check_contact(connection, conversation.contact_id).await?;
-                save(connection, &conversation, revision, &write.actor).await
-            }
-            .boxed()
-        })
-        .await?;
-    session.wrote(recorded.revision);
-    Ok(recorded)
+    write_once(session, write, KIND, move |connection, revision, actor| {
+        async move {
+            check_contact(connection, conversation.contact_id).await?;
+            save(connection, &conversation, revision, &actor).await
+        }
+        .boxed()
+    })
+    .await
 }
 
 /// Whether a contact can have another conversation.
@@ -159,23 +122,16 @@ pub(super) async fn update(
     now: DateTime<Utc>,
     write: Write,
 ) -> Result<Recorded, ConversationError> {
-    let recorded = session
-        .transaction(move |connection| {
-            async move {
-                let revision = match begin(connection, &write, KIND).await? {
-                    Begun::New(revision) => revision,
-                    Begun::Repeated(recorded) => return Ok(recorded),
-                };
-                let read = get(connection, target.id).await?;
-                let mut conversation = read.ok_or(ConversationError::NotFound(target.id))?;
-                conversation.apply(&target, patch, now)?;
-                save(connection, &conversation, revision, &write.actor).await
-            }
-            .boxed()
-        })
-        .await?;
-    session.wrote(recorded.revision);
-    Ok(recorded)
+    write_once(session, write, KIND, move |connection, revision, actor| {
+        async move {
+            let read = get(connection, target.id).await?;
+            let mut conversation = read.ok_or(ConversationError::NotFound(target.id))?;
+            conversation.apply(&target, patch, now)?;
+            save(connection, &conversation, revision, &actor).await
+        }
+        .boxed()
+    })
+    .await
 }
 
 /// Saves a conversation, which is new or was read behind the head's lock, and

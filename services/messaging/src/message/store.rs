@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::error::MessageError;
 use super::model::{Message, sender_type};
-use crate::conversation::{self, Begun, Conversation, Recorded, Write, begin};
+use crate::conversation::{self, Conversation, Recorded, Write};
 use crate::grpc::convert::{recorded_conversation, recorded_message};
+use crate::write::write_once;
 
 /// Messages in platform.resource_types.
 const KIND: i16 = 3;
@@ -53,24 +54,17 @@ pub(super) async fn insert(
     mut message: Message,
     write: Write,
 ) -> Result<Recorded, MessageError> {
-    let recorded = session
-        .transaction(move |connection| {
-            async move {
-                let revision = match begin(connection, &write, KIND).await? {
-                    Begun::New(revision) => revision,
-                    Begun::Repeated(recorded) => return Ok(recorded),
-                };
-                let read = conversation::get(connection, message.conversation_id).await?;
-                let mut conversation =
-                    read.ok_or(MessageError::ConversationNotFound(message.conversation_id))?;
-                message.enter(&mut conversation)?;
-                record(connection, &message, conversation, revision, &write.actor).await
-            }
-            .boxed()
-        })
-        .await?;
-    session.wrote(recorded.revision);
-    Ok(recorded)
+    write_once(session, write, KIND, move |connection, revision, actor| {
+        async move {
+            let read = conversation::get(connection, message.conversation_id).await?;
+            let mut conversation =
+                read.ok_or(MessageError::ConversationNotFound(message.conversation_id))?;
+            message.enter(&mut conversation)?;
+            record(connection, &message, conversation, revision, &actor).await
+        }
+        .boxed()
+    })
+    .await
 }
 
 async fn record(
