@@ -9,6 +9,8 @@ use crm_service::page::{Cursor, MAX_PAGE_BYTES, Page, Position, storable};
 use crm_tenancy::{StoreError, TenantSession};
 use prost::Message as _;
 use serde_json::Value;
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryAs;
 use sqlx::types::Json;
 use sqlx::{FromRow, Postgres, QueryBuilder};
 use uuid::Uuid;
@@ -52,6 +54,9 @@ struct PageRow {
     revision: Option<i64>,
 }
 
+/// A write, which answers its revision and what it recorded.
+type WriteQuery<'q> = QueryAs<'q, Postgres, (i64, Vec<u8>), PgArguments>;
+
 /// Inserts a contact with its initial conversation; or answers what the same
 /// request did before.
 #[tracing::instrument(name = "db.contact.insert", skip_all, fields(contact.id = %contact.id))]
@@ -61,7 +66,7 @@ pub(super) async fn insert(
     actor: &str,
     write: &Write,
 ) -> Result<Recorded, ContactError> {
-    let (revision, after): (i64, Vec<u8>) = sqlx::query_as(
+    let query = sqlx::query_as(
         r"
             WITH w AS MATERIALIZED (
                 SELECT revision, is_new FROM platform.begin_write($1, $15, $2, $3)
@@ -84,25 +89,12 @@ pub(super) async fn insert(
             FROM w
             LEFT JOIN inserted ON true
         ",
-    )
-    .bind(write.key.id)
-    .bind(actor)
-    .bind(&write.key.hash)
-    .bind(contact.id)
-    .bind(&contact.display_name)
-    .bind(&contact.email)
-    .bind(&contact.phone)
-    .bind(&contact.company)
-    .bind(&contact.position)
-    .bind(&contact.source)
-    .bind(contact.metadata.as_ref().map(Json))
-    .bind(contact.create_time)
-    .bind(recorded_message(contact.clone()).encode_to_vec())
-    .bind(initial_conversation(contact).encode_to_vec())
-    .bind(write.method)
-    .fetch_one(session.connection())
-    .await
-    .map_err(StoreError::from)?;
+    );
+    let conversation = initial_conversation(contact).encode_to_vec();
+    let (revision, after) = bind_write(query, contact, conversation, actor, write)
+        .fetch_one(session.connection())
+        .await
+        .map_err(StoreError::from)?;
     session.wrote(revision);
     Ok(Recorded { after, revision })
 }
@@ -117,7 +109,7 @@ pub(super) async fn update(
     actor: &str,
     write: &Write,
 ) -> Result<Recorded, ContactError> {
-    let (revision, after): (i64, Vec<u8>) = sqlx::query_as(
+    let query = sqlx::query_as(
         r"
             WITH w AS MATERIALIZED (
                 SELECT revision, is_new FROM platform.begin_write($1, $15, $2, $3)
@@ -141,29 +133,43 @@ pub(super) async fn update(
             FROM w
             LEFT JOIN updated ON true
         ",
-    )
-    .bind(write.key.id)
-    .bind(actor)
-    .bind(&write.key.hash)
-    .bind(contact.id)
-    .bind(&contact.display_name)
-    .bind(&contact.email)
-    .bind(&contact.phone)
-    .bind(&contact.company)
-    .bind(&contact.position)
-    .bind(&contact.source)
-    .bind(contact.metadata.as_ref().map(Json))
-    .bind(contact.update_time)
-    .bind(recorded_message(contact.clone()).encode_to_vec())
-    .bind(deletion(contact).encode_to_vec())
-    .bind(write.method)
-    .bind(contact.delete_time)
-    .bind(contact.revision)
-    .fetch_one(session.connection())
-    .await
-    .map_err(StoreError::from)?;
+    );
+    let conversation = deletion(contact).encode_to_vec();
+    let (revision, after) = bind_write(query, contact, conversation, actor, write)
+        .bind(contact.delete_time)
+        .bind(contact.revision)
+        .fetch_one(session.connection())
+        .await
+        .map_err(StoreError::from)?;
     session.wrote(revision);
     Ok(Recorded { after, revision })
+}
+
+/// Binds what every write has, $1 to $15: the contact, and what its change says
+/// of a conversation.
+fn bind_write<'q>(
+    query: WriteQuery<'q>,
+    contact: &'q Contact,
+    conversation: Vec<u8>,
+    actor: &'q str,
+    write: &'q Write,
+) -> WriteQuery<'q> {
+    query
+        .bind(write.key.id)
+        .bind(actor)
+        .bind(&write.key.hash)
+        .bind(contact.id)
+        .bind(&contact.display_name)
+        .bind(&contact.email)
+        .bind(&contact.phone)
+        .bind(&contact.company)
+        .bind(&contact.position)
+        .bind(&contact.source)
+        .bind(contact.metadata.as_ref().map(Json))
+        .bind(contact.update_time)
+        .bind(recorded_message(contact.clone()).encode_to_vec())
+        .bind(conversation)
+        .bind(write.method)
 }
 
 /// What the same request did before, if it did.
