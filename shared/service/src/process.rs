@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crm_clock::Clock;
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -69,14 +70,7 @@ pub async fn serve_process(
     let Some(listener) = open(&admin_door, &shutdown).await? else { return Ok(()) };
     let stop_admin = CancellationToken::new();
     let _stops_at_the_end = stop_admin.clone().drop_guard();
-    let names = doors.iter().map(|door| (door.name, false)).collect::<Vec<_>>();
-    let told = healths.clone();
-    let readiness = move || match told.get() {
-        Some(healths) => {
-            Readiness { parts: healths.iter().map(Health::state).collect(), waits_for: None }
-        }
-        None => Readiness { parts: names.clone(), waits_for: Some(waits_for) },
-    };
+    let readiness = readiness(&doors, waits_for, healths.clone());
     // Metrics are looked up once: the recorder must be there before.
     recorder()?;
     tokio::spawn(admin::serve(listener, readiness, stop_admin));
@@ -89,11 +83,7 @@ pub async fn serve_process(
     for door in doors {
         let Some(listener) = open(&door, &shutdown).await? else { return Ok(()) };
         let late = Late::new(door.name, Clock::default());
-        let server = match door.tls {
-            Some(tls) => Server::builder().tls_config(tls.timeout(limits::HANDSHAKE))?,
-            None => Server::builder(),
-        };
-        serving.spawn(serve_on(server, listener, late.clone(), stop.clone()));
+        serving.spawn(serve_on(server(door)?, listener, late.clone(), stop.clone()));
         lates.push(late);
     }
 
@@ -104,8 +94,7 @@ pub async fn serve_process(
         () = shutdown.cancelled() => None,
     };
     let Some(Served { stacks, drain }) = started_up else {
-        stop.cancel();
-        return stopped(serving, Instant::now()).await;
+        return stopped(serving, &stop, async {}.boxed()).await;
     };
     let (stacks, served): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
     for (late, (stack, health)) in lates.iter().zip(stacks.into_iter().zip(&served)) {
@@ -119,17 +108,33 @@ pub async fn serve_process(
         () = shutdown.cancelled() => {}
         Some(ended) = serving.join_next() => ended??,
     }
-    let asked = Instant::now();
     shutdown.cancel();
     for health in served {
         health.set(false).await;
     }
-    stop.cancel();
-    while let Some(ended) = serving.join_next().await {
-        ended??;
+    stopped(serving, &stop, drain).await
+}
+
+/// What the admin listener says: before `healths` are there, every door waits.
+fn readiness(
+    doors: &[Door],
+    waits_for: &'static str,
+    healths: Arc<OnceLock<Vec<Health>>>,
+) -> impl Fn() -> Readiness + Clone + use<> {
+    let names: Vec<_> = doors.iter().map(|door| (door.name, false)).collect();
+    move || match healths.get() {
+        Some(healths) => {
+            Readiness { parts: healths.iter().map(Health::state).collect(), waits_for: None }
+        }
+        None => Readiness { parts: names.clone(), waits_for: Some(waits_for) },
     }
-    drain.await;
-    stopped(serving, asked).await
+}
+
+fn server(door: Door) -> Result<Server, tonic::transport::Error> {
+    match door.tls {
+        Some(tls) => Server::builder().tls_config(tls.timeout(limits::HANDSHAKE)),
+        None => Ok(Server::builder()),
+    }
 }
 
 /// Takes a door's address. `None`: the shutdown came before.
@@ -142,13 +147,18 @@ async fn open(door: &Door, shutdown: &CancellationToken) -> Result<Option<TcpLis
     Ok(Some(listener))
 }
 
+/// Stops serving, and lets calls finish.
 async fn stopped(
     mut serving: JoinSet<Result<(), tonic::transport::Error>>,
-    asked: Instant,
+    stop: &CancellationToken,
+    drain: BoxFuture<'static, ()>,
 ) -> Result<(), Failure> {
+    let asked = Instant::now();
+    stop.cancel();
     while let Some(ended) = serving.join_next().await {
         ended??;
     }
+    drain.await;
     tracing::info!(seconds = asked.elapsed().as_secs_f32(), "stopped");
     Ok(())
 }

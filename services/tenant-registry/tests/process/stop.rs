@@ -14,7 +14,7 @@ use crm_proto::registry::v1::{
 };
 use crm_tenancy::{Migration, RegistryClient, RegistryEndpoints};
 use crm_testing::{
-    Client, Folder, OpenStreams, OtherCluster, Process, Traffic, Wire, code_and_reason,
+    Client, Folder, OpenStreams, OtherCluster, Outcomes, Process, Traffic, Wire, code_and_reason,
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::net::unix::pipe::OpenOptions;
@@ -98,6 +98,28 @@ async fn texts(database: &mut PgConnection, query: String) -> Vec<String> {
     sqlx::query_scalar(AssertSqlSafe(query)).fetch_all(database).await.unwrap()
 }
 
+/// Streams that stay open, and what the server sends on their connection.
+async fn open(address: SocketAddr) -> (OpenStreams, Wire) {
+    let wire = Wire::to(address).await;
+    (OpenStreams::open(wire.address).await, wire)
+}
+
+/// A tenant has the last name that its writer was told it has.
+async fn check_writer(database: &mut PgConnection, name: &str, outcomes: Outcomes) {
+    let last = outcomes.answered.last().unwrap().to_string();
+    let id = name.strip_prefix("tenants/").unwrap();
+    let query = format!("SELECT display_name FROM tenants WHERE tenant_id = '{id}'");
+    assert_eq!(texts(database, query).await, [last], "{outcomes:?}");
+    outcomes.check(&outcomes.answered);
+}
+
+/// The numbers of the tenants that were made.
+async fn made(database: &mut PgConnection) -> BTreeSet<u64> {
+    let slugs = "SELECT slug FROM tenants WHERE slug LIKE 'made-%'".to_owned();
+    let slugs = texts(database, slugs).await;
+    slugs.iter().map(|slug| slug.strip_prefix("made-").unwrap().parse().unwrap()).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_loses_no_call_that_was_accepted() {
     let cluster = OtherCluster::start().await;
@@ -115,11 +137,7 @@ async fn a_stop_loses_no_call_that_was_accepted() {
     }
     let secret = std::fs::read_to_string(folder.path("CRM_CONTACTS_SECRET_FILE")).unwrap();
     let watched = watch(&service_token(public, &secret).await, internal).await;
-    let mut open = Vec::new();
-    for address in [public, internal] {
-        let wire = Wire::to(address).await;
-        open.push((OpenStreams::open(wire.address).await, wire));
-    }
+    let open = [open(public).await, open(internal).await];
 
     // Each writer renames a tenant of its own; others read it, or make more.
     let channels: Vec<_> = (0..4).map(|_| operator.channel(public)).collect();
@@ -148,20 +166,11 @@ async fn a_stop_loses_no_call_that_was_accepted() {
 
     let mut database = cluster.superuser("crm_registry").await;
     for (name, writer) in writers {
-        let outcomes = writer.ended().await;
-        let last = outcomes.answered.last().unwrap().to_string();
-        let id = name.strip_prefix("tenants/").unwrap();
-        let query = format!("SELECT display_name FROM tenants WHERE tenant_id = '{id}'");
-        assert_eq!(texts(&mut database, query).await, [last], "{outcomes:?}");
-        outcomes.check(&outcomes.answered);
+        check_writer(&mut database, &name, writer.ended().await).await;
     }
     let outcomes = readers.ended().await;
     outcomes.check(&outcomes.answered);
-    let made = "SELECT slug FROM tenants WHERE slug LIKE 'made-%'".to_owned();
-    let made = texts(&mut database, made).await;
-    let made: BTreeSet<u64> =
-        made.iter().map(|slug| slug.strip_prefix("made-").unwrap().parse().unwrap()).collect();
-    makers.ended().await.check(&made);
+    makers.ended().await.check(&made(&mut database).await);
     let mut ends = vec![end_of(watched).await];
     for (streams, wire) in open {
         ends.extend(streams.ended().await);
