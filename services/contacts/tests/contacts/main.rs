@@ -2,7 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use std::time::{Duration, Instant};
+mod crowds;
+mod metadata;
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest, GetContactRequest};
@@ -11,11 +12,9 @@ use crm_proto::messaging::v1::conversation::State;
 use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
 use crm_testing::{Client, Tenant, code_and_reason, field_faults, reason, server};
 use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt as _};
 use prost::Message as _;
 use prost_types::value::Kind;
-use prost_types::{ListValue, Struct, Value};
-use tokio_util::sync::CancellationToken;
+use prost_types::{Struct, Value};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -226,127 +225,6 @@ async fn validate_only_finds_the_same_faults_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn metadata_comes_back_exactly_and_has_limits() {
-    let tenant = Tenant::create().await;
-    let admin = tenant.admin();
-    let list = ListValue {
-        values: vec![
-            value(Kind::NullValue(0)),
-            value(Kind::NumberValue(0.1 + 0.2)),
-            value(Kind::NumberValue(-1e300)),
-            value(Kind::NumberValue(5e-324)),
-            value(Kind::StringValue("\u{feff}\u{1}\u{2028}🦀".to_owned())),
-            value(Kind::ListValue(ListValue::default())),
-        ],
-    };
-    let metadata = Struct { fields: [(String::new(), value(Kind::ListValue(list)))].into() };
-    let with = |metadata| create(Contact { metadata: Some(metadata), ..ada() });
-    let nested = |depth| {
-        (1..depth).fold(Struct::default(), |inner, _| Struct {
-            fields: [("in".to_owned(), value(Kind::StructValue(inner)))].into(),
-        })
-    };
-    let large =
-        Struct { fields: [("x".to_owned(), value(Kind::StringValue("x".repeat(65_536))))].into() };
-
-    let created = contacts(&admin).create_contact(admin.request(with(metadata.clone()))).await;
-    let created = created.unwrap().into_inner();
-    let read = contacts(&admin).get_contact(admin.request(get(&created.name))).await.unwrap();
-    let deep = contacts(&admin).create_contact(admin.request(with(nested(32)))).await;
-    let too_deep = contacts(&admin).create_contact(admin.request(with(nested(33)))).await;
-    let far_too_deep = contacts(&admin).create_contact(admin.request(with(nested(200)))).await;
-    let too_large = contacts(&admin).create_contact(admin.request(with(large))).await;
-
-    assert_eq!(created.metadata, Some(metadata));
-    assert_eq!(read.into_inner(), created);
-    deep.unwrap();
-    assert_eq!(field_faults(too_deep)[0].1, "METADATA_DEPTH");
-    let expected = (Code::InvalidArgument, "MALFORMED_REQUEST".to_owned());
-    assert_eq!(code_and_reason(far_too_deep), expected);
-    assert_eq!(field_faults(too_large)[0].1, "METADATA_SIZE");
-    tenant.check_log().await;
-}
-
-#[tokio::test]
-async fn every_number_in_metadata_comes_back() {
-    let tenant = Tenant::create().await;
-    let admin = tenant.admin();
-    // A sequence that covers signs, exponents and mantissas alike.
-    let mut bits = 0x9e37_79b9_7f4a_7c15_u64;
-    let numbers = std::iter::repeat_with(|| {
-        bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        f64::from_bits(bits)
-    });
-    let values = numbers.filter(|n| n.is_finite()).take(500).map(|n| value(Kind::NumberValue(n)));
-    let list = ListValue { values: values.collect() };
-    let metadata = Struct { fields: [("n".to_owned(), value(Kind::ListValue(list)))].into() };
-    let contact = Contact { metadata: Some(metadata.clone()), ..ada() };
-
-    let created = contacts(&admin).create_contact(admin.request(create(contact))).await.unwrap();
-    let name = created.into_inner().name;
-    let read = contacts(&admin).get_contact(admin.request(get(&name))).await.unwrap();
-
-    assert_eq!(read.into_inner().metadata, Some(metadata));
-}
-
-#[tokio::test]
-async fn sessions_that_the_server_ended_cost_no_call() {
-    let tenant = Tenant::create().await;
-    let admin = tenant.admin();
-    let calls = || (0..10).map(|_| contacts_call(&admin, create(ada())));
-    for outcome in join_all(calls()).await {
-        outcome.unwrap();
-    }
-    // As after a failover: every session of the tenant is gone.
-    let mut postgres = server().superuser("postgres").await;
-    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1")
-        .bind(&tenant.tenant.database)
-        .execute(&mut postgres)
-        .await
-        .unwrap();
-    // Longer ago than a session is trusted without a question.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-
-    for outcome in join_all(calls()).await {
-        outcome.unwrap();
-    }
-    tenant.check_log().await;
-}
-
-#[tokio::test]
-async fn a_flood_of_one_tenant_is_refused_and_its_neighbour_is_served() {
-    let (flooder, neighbour) = tokio::join!(Tenant::create(), Tenant::create());
-    let (client, calm) = (flooder.admin(), neighbour.admin());
-    contacts_call(&calm, create(ada())).await.unwrap();
-    // Every write of the flooder waits for this one.
-    let mut database = flooder.database().await;
-    let mut held = sqlx::Connection::begin(&mut database).await.unwrap();
-    sqlx::query("UPDATE platform.head SET revision = revision").execute(&mut *held).await.unwrap();
-
-    let flood = (0..300).map(|_| {
-        let client = client.clone();
-        async move { contacts_call(&client, create(ada())).await }
-    });
-    let flood = tokio::spawn(join_all(flood.collect::<Vec<_>>()));
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    for _ in 0..20 {
-        contacts_call(&calm, create(ada())).await.unwrap();
-    }
-    held.rollback().await.unwrap();
-
-    let outcomes = flood.await.unwrap();
-    let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
-    assert!(refused.len() >= 150, "{} refused", refused.len());
-    for status in refused {
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::ResourceExhausted, "SESSIONS_EXHAUSTED")
-        );
-    }
-    flooder.check_log().await;
-}
-
-#[tokio::test]
 async fn another_tenants_contact_answers_like_an_unknown_one() {
     let (one, two) = tokio::join!(Tenant::create(), Tenant::create());
     let (admin, stranger) = (one.admin(), two.admin());
@@ -397,102 +275,7 @@ async fn roles_decide_who_may_write() {
     assert_eq!(code_and_reason(outcome), (Code::Unauthenticated, "TOKEN_INVALID".to_owned()));
 }
 
-#[tokio::test]
-async fn a_vanished_client_loses_no_acknowledged_write_and_leaves_no_session_behind() {
-    let tenant = Tenant::create().await;
-    let admin = tenant.admin();
-    let channel = admin.channel(server().addresses.contacts);
-
-    // What a call takes here, so that about half of them are cut off.
-    let calm = (0..40).map(|_| timed_create(&admin, channel.clone()));
-    let mut calm: Vec<_> = stream::iter(calm).buffer_unordered(8).collect().await;
-    calm.sort();
-    let longest = calm[20] * 2;
-
-    let calls = (0..600u32).map(|i| {
-        let (admin, channel) = (admin.clone(), channel.clone());
-        async move {
-            let mut client = ContactServiceClient::new(channel);
-            let call = client.create_contact(admin.request(create(ada())));
-            let patience = longest * ((i * 7919) % 600) / 600;
-            tokio::time::timeout(patience, call).await.ok()?.ok()
-        }
-    });
-    let outcomes: Vec<_> = stream::iter(calls).buffer_unordered(8).collect().await;
-    let cut_off = outcomes.iter().filter(|outcome| outcome.is_none()).count();
-    let acknowledged: Vec<_> =
-        outcomes.into_iter().flatten().map(|contact| contact.into_inner().name).collect();
-
-    assert!(cut_off > 100 && acknowledged.len() > 100, "{cut_off} {}", acknowledged.len());
-    for name in acknowledged {
-        contacts(&admin).get_contact(admin.request(get(&name))).await.unwrap();
-    }
-    let mut database = tenant.database().await;
-    let idle: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM pg_stat_activity
-         WHERE datname = current_database() AND state LIKE 'idle in transaction%'",
-    )
-    .fetch_one(&mut database)
-    .await
-    .unwrap();
-    assert_eq!(idle, 0);
-    tenant.check_log().await;
-}
-
-#[tokio::test]
-async fn a_small_budget_of_sessions_serves_many_tenants() {
-    let tenants = join_all((0..8).map(|_| Tenant::create())).await;
-    let replica = server().replica_with_budget(3).await;
-    let address = replica.addresses.contacts;
-    let databases = tenants.iter().map(|tenant| tenant.tenant.database.clone()).collect();
-    let done = CancellationToken::new();
-    let watch = tokio::spawn(most_sessions(databases, done.clone()));
-
-    let calls = (0..96).map(|i| {
-        let client = tenants[i % tenants.len()].admin();
-        let mut contacts = ContactServiceClient::new(client.channel(address));
-        async move { contacts.create_contact(client.request(create(ada()))).await }
-    });
-    for answer in join_all(calls).await {
-        answer.unwrap();
-    }
-
-    done.cancel();
-    let most = watch.await.unwrap();
-    assert!((1..=3).contains(&most), "{most} sessions at once");
-    replica.stop().await;
-    for tenant in &tenants {
-        tenant.check_log().await;
-    }
-}
-
 /// A call on a connection of its own.
 async fn contacts_call(client: &Client, request: CreateContactRequest) -> Result<Contact, Status> {
     Ok(contacts(client).create_contact(client.request(request)).await?.into_inner())
-}
-
-async fn timed_create(client: &Client, channel: Channel) -> Duration {
-    let started = Instant::now();
-    let mut contacts = ContactServiceClient::new(channel);
-    contacts.create_contact(client.request(create(ada()))).await.unwrap();
-    started.elapsed()
-}
-
-/// The most sessions that contacts had open in these databases at any look.
-async fn most_sessions(databases: Vec<String>, done: CancellationToken) -> i64 {
-    let mut postgres = server().superuser("postgres").await;
-    let mut most = 0;
-    while !done.is_cancelled() {
-        let open: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM pg_stat_activity
-             WHERE application_name = 'crm-contacts' AND datname = ANY($1)",
-        )
-        .bind(&databases)
-        .fetch_one(&mut postgres)
-        .await
-        .unwrap();
-        most = most.max(open);
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-    most
 }

@@ -1,0 +1,165 @@
+//! Many calls, many tenants, and sessions that end.
+
+use std::time::{Duration, Instant};
+
+use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_testing::{Client, Tenant, reason, server};
+use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::transport::Channel;
+
+use crate::{ada, contacts, contacts_call, create, get};
+
+#[tokio::test]
+async fn sessions_that_the_server_ended_cost_no_call() {
+    let tenant = Tenant::create().await;
+    let admin = tenant.admin();
+    let calls = || (0..10).map(|_| contacts_call(&admin, create(ada())));
+    for outcome in join_all(calls()).await {
+        outcome.unwrap();
+    }
+    // As after a failover: every session of the tenant is gone.
+    let mut postgres = server().superuser("postgres").await;
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1")
+        .bind(&tenant.tenant.database)
+        .execute(&mut postgres)
+        .await
+        .unwrap();
+    // Longer ago than a session is trusted without a question.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+
+    for outcome in join_all(calls()).await {
+        outcome.unwrap();
+    }
+    tenant.check_log().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_one_tenant_is_refused_and_its_neighbour_is_served() {
+    let (flooder, neighbour) = tokio::join!(Tenant::create(), Tenant::create());
+    let (client, calm) = (flooder.admin(), neighbour.admin());
+    contacts_call(&calm, create(ada())).await.unwrap();
+    // Every write of the flooder waits for this one.
+    let mut database = flooder.database().await;
+    let mut held = sqlx::Connection::begin(&mut database).await.unwrap();
+    sqlx::query("UPDATE platform.head SET revision = revision").execute(&mut *held).await.unwrap();
+
+    let flood = (0..300).map(|_| {
+        let client = client.clone();
+        async move { contacts_call(&client, create(ada())).await }
+    });
+    let flood = tokio::spawn(join_all(flood.collect::<Vec<_>>()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for _ in 0..20 {
+        contacts_call(&calm, create(ada())).await.unwrap();
+    }
+    held.rollback().await.unwrap();
+
+    let outcomes = flood.await.unwrap();
+    let refused: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(refused.len() >= 150, "{} refused", refused.len());
+    for status in refused {
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::ResourceExhausted, "SESSIONS_EXHAUSTED")
+        );
+    }
+    flooder.check_log().await;
+}
+
+#[tokio::test]
+async fn a_vanished_client_loses_no_acknowledged_write_and_leaves_no_session_behind() {
+    let tenant = Tenant::create().await;
+    let admin = tenant.admin();
+    let channel = admin.channel(server().addresses.contacts);
+
+    // What a call takes here, so that about half of them are cut off.
+    let calm = (0..40).map(|_| timed_create(&admin, channel.clone()));
+    let mut calm: Vec<_> = stream::iter(calm).buffer_unordered(8).collect().await;
+    calm.sort();
+    let longest = calm[20] * 2;
+
+    let calls = (0..600u32).map(|i| {
+        let (admin, channel) = (admin.clone(), channel.clone());
+        async move {
+            let mut client = ContactServiceClient::new(channel);
+            let call = client.create_contact(admin.request(create(ada())));
+            let patience = longest * ((i * 7919) % 600) / 600;
+            tokio::time::timeout(patience, call).await.ok()?.ok()
+        }
+    });
+    let outcomes: Vec<_> = stream::iter(calls).buffer_unordered(8).collect().await;
+    let cut_off = outcomes.iter().filter(|outcome| outcome.is_none()).count();
+    let acknowledged: Vec<_> =
+        outcomes.into_iter().flatten().map(|contact| contact.into_inner().name).collect();
+
+    assert!(cut_off > 100 && acknowledged.len() > 100, "{cut_off} {}", acknowledged.len());
+    for name in acknowledged {
+        contacts(&admin).get_contact(admin.request(get(&name))).await.unwrap();
+    }
+    let mut database = tenant.database().await;
+    let idle: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND state LIKE 'idle in transaction%'",
+    )
+    .fetch_one(&mut database)
+    .await
+    .unwrap();
+    assert_eq!(idle, 0);
+    tenant.check_log().await;
+}
+
+#[tokio::test]
+async fn a_small_budget_of_sessions_serves_many_tenants() {
+    let tenants = join_all((0..8).map(|_| Tenant::create())).await;
+    let replica = server().replica_with_budget(3).await;
+    let address = replica.addresses.contacts;
+    let databases = tenants.iter().map(|tenant| tenant.tenant.database.clone()).collect();
+    let done = CancellationToken::new();
+    let watch = tokio::spawn(most_sessions(databases, done.clone()));
+
+    let calls = (0..96).map(|i| {
+        let client = tenants[i % tenants.len()].admin();
+        let mut contacts = ContactServiceClient::new(client.channel(address));
+        async move { contacts.create_contact(client.request(create(ada()))).await }
+    });
+    for answer in join_all(calls).await {
+        answer.unwrap();
+    }
+
+    done.cancel();
+    let most = watch.await.unwrap();
+    assert!((1..=3).contains(&most), "{most} sessions at once");
+    replica.stop().await;
+    for tenant in &tenants {
+        tenant.check_log().await;
+    }
+}
+
+async fn timed_create(client: &Client, channel: Channel) -> Duration {
+    let started = Instant::now();
+    let mut contacts = ContactServiceClient::new(channel);
+    contacts.create_contact(client.request(create(ada()))).await.unwrap();
+    started.elapsed()
+}
+
+/// The most sessions that contacts had open in these databases at any look.
+async fn most_sessions(databases: Vec<String>, done: CancellationToken) -> i64 {
+    let mut postgres = server().superuser("postgres").await;
+    let mut most = 0;
+    while !done.is_cancelled() {
+        let open: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = 'crm-contacts' AND datname = ANY($1)",
+        )
+        .bind(&databases)
+        .fetch_one(&mut postgres)
+        .await
+        .unwrap();
+        most = most.max(open);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    most
+}
