@@ -1,7 +1,7 @@
 //! What a suspension does to calls that run, in every replica, and without any
 //! word of the registry.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 #![expect(clippy::print_stdout, reason = "a test may say what it measured")]
 
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crm_proto::messaging::v1::conversation_service_client::ConversationServiceCl
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
-use crm_testing::{Client, Tenant, code_and_reason, reason, server};
+use crm_testing::{Client, DataReplica, Tenant, code_and_reason, reason, server};
 use futures_util::future::join_all;
 use sqlx::AssertSqlSafe;
 use tokio::task::JoinHandle;
@@ -244,10 +244,7 @@ async fn the_fence_holds_without_the_registry_and_so_does_what_was_told() {
     // Then it hears, and what it heard holds while the registry is away.
     replica.mend();
     expect("TENANT_SUSPENDED").await;
-    let since = Instant::now();
-    while !watched(&tenant, &replica, places).await {
-        assert!(since.elapsed() < PATIENCE, "the word does not come");
-    }
+    cut_once_it_knows(&tenant, &replica, places).await;
     act("resume", &tenant).await;
     for at in places {
         assert!(call(&tenant, at).await.is_err(), "nobody told it");
@@ -265,18 +262,19 @@ async fn the_fence_holds_without_the_registry_and_so_does_what_was_told() {
     replica.stop().await;
 }
 
-/// Cuts the link, and tells whether the replica knows the suspension by heart;
-/// mends the link if it does not.
-async fn watched(tenant: &Tenant, replica: &crm_testing::DataReplica, places: [At; 2]) -> bool {
-    replica.cut();
-    for at in places {
-        if code_and_reason(call(tenant, at).await).1 != "TENANT_SUSPENDED" {
-            replica.mend();
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            return false;
+/// Cuts the link when the replica knows the suspension by heart. Whether it
+/// does shows without the link alone, which is mended for longer each time.
+async fn cut_once_it_knows(tenant: &Tenant, replica: &DataReplica, places: [At; 2]) {
+    let told = async |at| code_and_reason(call(tenant, at).await).1 == "TENANT_SUSPENDED";
+    for pause in (0..11).map(|tries| Duration::from_millis(20 << tries)) {
+        replica.cut();
+        if told(places[0]).await && told(places[1]).await {
+            return;
         }
+        replica.mend();
+        tokio::time::sleep(pause).await;
     }
-    true
+    panic!("the word does not come");
 }
 
 #[tokio::test]
