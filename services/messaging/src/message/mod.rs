@@ -37,7 +37,7 @@ impl Messages {
         new: NewMessage,
         key: RequestKey,
     ) -> Result<Recorded, MessageError> {
-        let message = self.plan(ctx, new)?;
+        let message = self.message(ctx, new)?;
         let write = Write { method: "CreateMessage", actor: ctx.subject().to_owned(), key };
         self.sessions
             .run(ctx, move |session| {
@@ -52,12 +52,14 @@ impl Messages {
         ctx: &TenantContext,
         new: NewMessage,
     ) -> Result<Message, MessageError> {
-        let message = self.plan(ctx, new)?;
-        self.sessions.check(ctx).await?;
-        Ok(message)
+        let message = self.message(ctx, new)?;
+        self.sessions
+            .run(ctx, move |session| async move { store::preview(session, message).await }.boxed())
+            .await
     }
 
-    fn plan(&self, ctx: &TenantContext, new: NewMessage) -> Result<Message, MessageError> {
+    /// A new message of the caller.
+    fn message(&self, ctx: &TenantContext, new: NewMessage) -> Result<Message, MessageError> {
         if new.sender_type == SenderType::System {
             ctx.demand(Permission::SystemMessagesSend)?;
         }

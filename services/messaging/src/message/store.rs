@@ -56,15 +56,34 @@ pub(super) async fn insert(
 ) -> Result<Recorded, MessageError> {
     write_once(session, write, KIND, move |connection, revision, actor| {
         async move {
-            let read = conversation::get(connection, message.conversation_id).await?;
-            let mut conversation =
-                read.ok_or(MessageError::ConversationNotFound(message.conversation_id))?;
-            message.enter(&mut conversation)?;
+            let conversation = enter(connection, &mut message).await?;
             record(connection, &message, conversation, revision, &actor).await
         }
         .boxed()
     })
     .await
+}
+
+/// What inserting a message would give.
+#[tracing::instrument(name = "db.message.preview", skip_all, fields(message.id = %message.id))]
+pub(super) async fn preview(
+    session: &mut TenantSession,
+    mut message: Message,
+) -> Result<Message, MessageError> {
+    enter(session.connection(), &mut message).await?;
+    Ok(message)
+}
+
+/// Reads the conversation of a message, and adds the message to it.
+async fn enter(
+    connection: &mut PgConnection,
+    message: &mut Message,
+) -> Result<Conversation, MessageError> {
+    let read = conversation::get(connection, message.conversation_id).await?;
+    let mut conversation =
+        read.ok_or(MessageError::ConversationNotFound(message.conversation_id))?;
+    message.enter(&mut conversation)?;
+    Ok(conversation)
 }
 
 async fn record(
