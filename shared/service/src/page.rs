@@ -70,7 +70,7 @@ pub fn size(asked: i32) -> i64 {
 /// What a page token is good for: one list of one tenant with one set of
 /// arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Binding(String);
+pub struct Binding(Vec<u8>);
 
 impl Binding {
     /// The binding of a method's list with its arguments, page fields aside.
@@ -89,7 +89,17 @@ impl Binding {
             hash.update(&part.len().to_be_bytes());
             hash.update(part.as_bytes());
         }
-        Self(URL_SAFE_NO_PAD.encode(&hash.finish().as_ref()[..16]))
+        Self(hash.finish().as_ref().to_vec())
+    }
+
+    /// What tells a token of this list that is as it was given: one of another
+    /// list, or one with another position, has another seal.
+    fn seal(&self, revision: i64, after: &impl Serialize) -> String {
+        let mut hash = Context::new(&SHA256);
+        hash.update(&self.0);
+        hash.update(&revision.to_be_bytes());
+        hash.update(&serde_json::to_vec(after).unwrap_or_default());
+        URL_SAFE_NO_PAD.encode(&hash.finish().as_ref()[..16])
     }
 }
 
@@ -113,7 +123,8 @@ struct Token<P> {
 impl<P: Serialize + DeserializeOwned> Cursor<P> {
     /// The token of the page after this cursor.
     fn encode(self, binding: &Binding) -> String {
-        let token = Token { b: binding.0.clone(), r: self.revision, a: self.after };
+        let seal = binding.seal(self.revision, &self.after);
+        let token = Token { b: seal, r: self.revision, a: self.after };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
@@ -127,7 +138,9 @@ impl<P: Serialize + DeserializeOwned> Cursor<P> {
             .decode(token)
             .ok()
             .and_then(|bytes| serde_json::from_slice::<Token<P>>(&bytes).ok())
-            .filter(|token| token.b == binding.0 || cfg!(bug_page_token_unbound))
+            .filter(|token| {
+                token.b == binding.seal(token.r, &token.a) || cfg!(bug_page_token_unbound)
+            })
             .filter(|token| token.r >= 0);
         if decoded.is_none() {
             let text = "The next_page_token of the same list with the same arguments.";

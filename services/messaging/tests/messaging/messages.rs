@@ -1,5 +1,6 @@
 //! Messages: sending and listing them, and the lists of conversations.
 
+use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use crm_proto::messaging::v1::message::SenderType;
@@ -130,6 +131,19 @@ async fn a_walk_shows_the_revision_of_its_first_page_and_misses_nothing() {
     assert_eq!(revisions, [5, 4, 3, 2, 1]);
 }
 
+/// What makes a token one of a list: no secret is in it.
+fn seal(tenant: &Tenant, method: &str, arguments: &[&str], parts: &serde_json::Value) -> String {
+    let mut list = Vec::new();
+    for part in [&[tenant.id.to_string().as_str(), method], arguments].concat() {
+        list.extend(part.len().to_be_bytes());
+        list.extend(part.as_bytes());
+    }
+    let mut sealed = digest(&SHA256, &list).as_ref().to_vec();
+    sealed.extend(parts["r"].as_i64().unwrap().to_be_bytes());
+    sealed.extend(parts["a"].to_string().as_bytes());
+    URL_SAFE_NO_PAD.encode(&digest(&SHA256, &sealed).as_ref()[..16])
+}
+
 #[tokio::test]
 async fn a_page_token_is_good_for_its_own_list_only() {
     let (one, two) = tokio::join!(Tenant::create(), Tenant::create());
@@ -153,20 +167,22 @@ async fn a_page_token_is_good_for_its_own_list_only() {
     assert_eq!(field_faults(foreign), [("page_token".to_owned(), "PAGE_TOKEN".to_owned())]);
     assert_eq!(field_faults(elsewhere)[0].0, "page_token");
     assert_eq!(field_faults(otherwise)[0].0, "page_token");
-    // A token that was taken apart and put together again, for another time.
+    // A token that was taken apart and put together again, for another time: as
+    // it was, or by someone who knows how.
     let conversations = ListConversationsRequest { page_size: 1, ..Default::default() };
     let token = list_conversations(&admin, conversations.clone()).await.unwrap().next_page_token;
     for time in ["-4800-01-01T00:00:00Z", "+262142-12-31T00:00:00Z"] {
         let mut parts: serde_json::Value =
             serde_json::from_slice(&URL_SAFE_NO_PAD.decode(&token).unwrap()).unwrap();
         parts["a"]["create_time"] = time.into();
-        let page_token = URL_SAFE_NO_PAD.encode(parts.to_string());
-        list_conversations(
-            &admin,
-            ListConversationsRequest { page_token, ..conversations.clone() },
-        )
-        .await
-        .unwrap();
+        let put_together = |parts: &serde_json::Value| ListConversationsRequest {
+            page_token: URL_SAFE_NO_PAD.encode(parts.to_string()),
+            ..conversations.clone()
+        };
+        let changed = list_conversations(&admin, put_together(&parts)).await;
+        assert_eq!(field_faults(changed)[0].0, "page_token", "{time}");
+        parts["b"] = seal(&one, "ListConversations", &["", "0", "0", "", "false"], &parts).into();
+        list_conversations(&admin, put_together(&parts)).await.unwrap();
     }
     let token = list_messages(&admin, &parent, 1, "").await.unwrap().next_page_token;
     for junk in ["x", "AAAA", "e30", &token[1..], &"a".repeat(1024)] {
