@@ -9,8 +9,7 @@ use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{
     Contact, CreateContactRequest, DeleteContactRequest, ListContactsRequest,
 };
-use crm_testing::{Client, Tenant, server};
-use tonic::transport::Channel;
+use crm_testing::{Channel, Client, Tenant, server};
 
 /// How many contacts there are at first; every fourth may be deleted.
 const CONTACTS: usize = 10_000;

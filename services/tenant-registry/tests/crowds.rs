@@ -11,10 +11,9 @@ use crm_proto::registry::v1::{
     CreateTenantRequest, Migration, RegisterSchemaRequest, ReportActivityRequest,
     SuspendTenantRequest, Tenant,
 };
-use crm_testing::{Client, Server, own_server};
+use crm_testing::{Channel, Client, Server, own_server};
 use futures_util::future::join_all;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// More than the registry has connections.
 const CROWD: usize = 30;

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
+
+use crate::channel::Channel;
 
 /// A caller with a token.
 #[derive(Clone)]
@@ -27,7 +29,7 @@ impl Client {
 
     /// A new connection.
     pub fn channel(&self, address: SocketAddr) -> Channel {
-        Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy()
+        Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy().into()
     }
 
     /// A request with the token.

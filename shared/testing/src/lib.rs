@@ -6,23 +6,30 @@
 //! on free ports; each test makes a tenant, and so has a database of its own.
 
 mod chance;
+mod channel;
 mod client;
 mod configuration;
 mod link;
+mod log;
+mod neighbour;
 mod postgres;
 mod process;
 mod server;
 mod tenant;
 mod traffic;
+mod watch;
 mod wire;
 
 pub use chance::Chance;
+pub use channel::Channel;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use configuration::Configuration;
 pub use link::{DataReplica, free_address, hand_on};
+pub use neighbour::Planted;
 pub use postgres::OtherCluster;
 pub use process::{Folder, Process, ask_admin, health, program};
 pub use server::{Replica, Server, own_server, serve_alone, serve_durably, server};
 pub use tenant::Tenant;
 pub use traffic::{Outcomes, Traffic};
+pub use watch::{Watched, canary, read_log, registry_canary, watched};
 pub use wire::{OpenStreams, Wire};

@@ -17,6 +17,8 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::watch::read_log;
+
 /// What a busy machine may take at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a process that is asked to stop may take.
@@ -176,6 +178,7 @@ impl Drop for Process {
             let _killed = self.child.kill();
             let _ended = self.child.wait();
         }
+        read_log(&self.log());
     }
 }
 

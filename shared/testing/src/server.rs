@@ -13,6 +13,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio_util::sync::CancellationToken;
 
+use crate::log;
 use crate::postgres::Postgres;
 
 /// The sessions of each data service of a test program.
@@ -67,6 +68,7 @@ pub fn own_server(spares: u32) -> Server {
 }
 
 fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32) -> Server {
+    log::watch();
     let (send, receive) = mpsc::channel();
     // A runtime of its own: those of tests end with them.
     thread::spawn(move || {

@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use crate::client::Client;
+use crate::neighbour;
 use crate::server::{Server, server};
 
 /// A tenant with a database of its own.
@@ -21,8 +22,14 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// Makes a tenant, by the call that anyone would make.
+    /// Makes a tenant, by the call that anyone would make. It has a neighbour,
+    /// whose canaries nobody may ever read.
     pub async fn create() -> Self {
+        neighbour::settle().await;
+        Self::create_alone().await
+    }
+
+    pub(crate) async fn create_alone() -> Self {
         let server = server();
         let operator = Client::operator(server);
         let request = pb::CreateTenantRequest {

@@ -15,11 +15,10 @@ use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{
     Conversation, CreateMessageRequest, ListConversationsRequest, Message,
 };
-use crm_testing::{Client, Tenant, code_and_reason, field_faults, server};
+use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, server};
 use futures_util::future::join_all;
 use prost::Message as _;
 use prost_types::FieldMask;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 fn contacts(client: &Client) -> ContactServiceClient<Channel> {

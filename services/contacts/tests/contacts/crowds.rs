@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
-use crm_testing::{Client, Tenant, reason, server};
+use crm_testing::{Channel, Client, Tenant, reason, server};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tonic::transport::Channel;
 
 use crate::{ada, contacts, contacts_call, create, get};
 

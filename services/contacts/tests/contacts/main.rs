@@ -10,12 +10,11 @@ use crm_proto::contacts::v1::{Contact, CreateContactRequest, GetContactRequest};
 use crm_proto::messaging::v1::ListConversationsRequest;
 use crm_proto::messaging::v1::conversation::State;
 use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
-use crm_testing::{Client, Tenant, code_and_reason, field_faults, reason, server};
+use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, reason, server};
 use futures_util::future::join_all;
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 type Contacts = ContactServiceClient<Channel>;

@@ -13,8 +13,7 @@ use crm_proto::messaging::v1::{
     GetConversationRequest, GetMessageRequest, ListConversationsRequest, ListConversationsResponse,
     ListMessagesRequest, ListMessagesResponse, Message, UpdateConversationRequest,
 };
-use crm_testing::{Client, server};
-use tonic::transport::Channel;
+use crm_testing::{Channel, Client, server};
 use tonic::{Code, Status};
 
 pub(crate) fn contacts(client: &Client) -> ContactServiceClient<Channel> {

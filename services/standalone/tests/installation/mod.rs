@@ -104,6 +104,8 @@ impl Drop for Running {
             self.signal("TERM");
             let _ended = self.child.wait();
         }
+        // It is gone where the installation was dropped first.
+        crm_testing::read_log(&fs::read_to_string(&self.log).unwrap_or_default());
     }
 }
 

@@ -18,10 +18,9 @@ use crm_proto::registry::v1::{
     Cluster, CreateClusterRequest, CreateTenantRequest, GetClusterRequest, Tenant as TenantMessage,
     UpdateClusterRequest,
 };
-use crm_testing::{Client, OtherCluster, Server, Tenant, own_server};
+use crm_testing::{Channel, Client, OtherCluster, Server, Tenant, own_server};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// The first cluster of every installation.
 const FIRST: &str = "clusters/local";

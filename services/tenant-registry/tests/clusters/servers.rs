@@ -7,10 +7,9 @@ use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::{
     AcquireLeaseRequest, ListClustersRequest, Migration, RegisterSchemaRequest,
 };
-use crm_testing::{Client, OtherCluster, Server, Tenant, code_and_reason};
+use crm_testing::{Channel, Client, OtherCluster, Server, Tenant, code_and_reason};
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::{

@@ -8,11 +8,10 @@ use chrono::{DateTime, TimeDelta};
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::{Kind, State};
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
-use crm_testing::{Client, Tenant, code_and_reason, field_faults, server};
+use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, server};
 use futures_util::future::join_all;
 use prost::Message as _;
 use prost_types::FieldMask;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// What is done to a tenant.

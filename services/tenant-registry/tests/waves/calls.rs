@@ -11,13 +11,12 @@ use crm_proto::registry::v1::{
     ListTenantMigrationsRequest, Migration, RegisterSchemaRequest, RetryTenantMigrationRequest,
     RetryTenantMigrationResponse, ServiceMigrations, SummarizeMigrationsRequest, TenantMigration,
 };
-use crm_testing::{Client, Tenant, serve_alone, server};
+use crm_testing::{Channel, Client, Tenant, serve_alone, server};
 use futures_util::future::join_all;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// How long anything may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
