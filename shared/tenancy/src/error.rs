@@ -1,5 +1,8 @@
 //! What can go wrong between a use case and its tenant's database.
 
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use crm_error::{ApiError, ErrorReason, deadline_exceeded};
@@ -76,13 +79,71 @@ impl From<SessionError> for ApiError {
 /// (PostgreSQL, appendix A).
 #[derive(Debug, thiserror::Error)]
 #[error("the database refused a statement")]
-pub struct StoreError(#[from] sqlx::Error);
+pub struct StoreError(#[source] DatabaseError);
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self(DatabaseError(error))
+    }
+}
+
+/// An error of the database, which says nothing of what a tenant keeps there.
+///
+/// PostgreSQL quotes the value that it cannot take (SQLSTATE class 22), and
+/// has rows in its details; errors end in logs, and in front of operators.
+pub struct DatabaseError(sqlx::Error);
+
+impl DatabaseError {
+    /// The error itself, for its code and what it is about; not for its text.
+    pub fn cause(&self) -> &sqlx::Error {
+        &self.0
+    }
+}
+
+impl From<sqlx::Error> for DatabaseError {
+    fn from(error: sqlx::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl fmt::Display for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(error) = self.0.as_database_error() else { return self.0.fmt(f) };
+        let code = error.code().unwrap_or_default();
+        write!(f, "{code}: {}", without_value(&code, error.message()))
+    }
+}
+
+impl fmt::Debug for DatabaseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error for DatabaseError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        // What it says of itself is all that may be told of it.
+        if self.0.as_database_error().is_some() { None } else { self.0.source() }
+    }
+}
+
+/// A message of PostgreSQL without the value that it quotes, if its code is one
+/// of those that quote values. The value may have quotes in it, too.
+fn without_value<'m>(code: &str, message: &'m str) -> Cow<'m, str> {
+    let is_of_data = code.starts_with("22");
+    match (message.find('"'), message.rfind('"')) {
+        (Some(first), Some(last)) if is_of_data => {
+            format!("{}…{}", &message[..=first], &message[last..]).into()
+        }
+        _ => message.into(),
+    }
+}
 
 impl StoreError {
     /// The SQLSTATE, where the database gave one.
     fn state(&self) -> Option<String> {
-        let error = self.0.as_database_error()?;
-        error.code().map(std::borrow::Cow::into_owned)
+        let error = self.0.cause().as_database_error()?;
+        error.code().map(Cow::into_owned)
     }
 
     /// Whether the row that was to be written changed meanwhile: reading it
@@ -97,7 +158,7 @@ impl From<StoreError> for ApiError {
         let Some(state) = error.state() else {
             // Not the database's word: the connection broke, or we misread.
             let broken = matches!(
-                error.0,
+                error.0.cause(),
                 sqlx::Error::Io(_)
                     | sqlx::Error::Tls(_)
                     | sqlx::Error::Protocol(_)
@@ -126,5 +187,24 @@ impl From<StoreError> for ApiError {
             state if state.starts_with("08") => Self::unavailable(error),
             _ => Self::internal(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_the_database_quotes_is_left_out() {
+        let told = |code, message| without_value(code, message).into_owned();
+
+        let cast = "invalid input syntax for type bigint: \"Ada \"Countess\" L.\"";
+        assert_eq!(told("22P02", cast), "invalid input syntax for type bigint: \"…\"");
+        let range = "value \"99999999999\" is out of range for type integer";
+        assert_eq!(told("22003", range), "value \"…\" is out of range for type integer");
+        let cut = "value too long for type character varying(5)";
+        assert_eq!(told("22001", cut), cut);
+        let table = "relation \"people\" does not exist";
+        assert_eq!(told("42P01", table), table);
     }
 }

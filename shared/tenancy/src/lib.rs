@@ -21,6 +21,6 @@ mod trace;
 mod watch;
 
 pub use checkout::TenantSession;
-pub use error::{SessionError, StoreError};
+pub use error::{DatabaseError, SessionError, StoreError};
 pub use registry::{Migration, RegistryClient, RegistryEndpoints};
 pub use sessions::{Settings, TenantSessions};

@@ -150,10 +150,10 @@ async fn apply_pending(
     }
     let known = *version;
     for migration in set.iter().filter(|migration| migration.version > known) {
-        let failed = |source| SchemaError::Migration {
+        let failed = |error: sqlx::Error| SchemaError::Migration {
             service: migrator.service.clone(),
             version: migration.version,
-            source,
+            source: error.into(),
         };
         let script = script(migrator, migration);
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *session).await.map_err(failed)?;

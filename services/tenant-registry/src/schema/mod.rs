@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crm_clock::Clock;
 use crm_error::{ApiError, ErrorReason, Violations};
-use crm_tenancy::{SessionError, StoreError};
+use crm_tenancy::{DatabaseError, SessionError, StoreError};
 use sqlx::postgres::PgAdvisoryLock;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Mutex, Notify};
@@ -55,7 +55,7 @@ pub(crate) enum SchemaError {
         service: String,
         version: i32,
         #[source]
-        source: sqlx::Error,
+        source: DatabaseError,
     },
     #[error("a migration made or removed schemas: {0}")]
     Stray(String),
@@ -106,7 +106,7 @@ impl SchemaError {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Migration { source, .. } => {
-                let Some(error) = source.as_database_error() else { return true };
+                let Some(error) = source.cause().as_database_error() else { return true };
                 let code = error.code().unwrap_or_default();
                 PASSING.contains(&code.as_ref())
                     || PASSING_CLASSES.iter().any(|class| code.starts_with(class))
@@ -125,14 +125,9 @@ impl SchemaError {
 
     /// What an operator is told: PostgreSQL's word with its SQLSTATE.
     pub(crate) fn report(&self) -> String {
-        let database = |error: &sqlx::Error| {
-            let error = error.as_database_error()?;
-            Some(format!("{}: {}", error.code().unwrap_or_default(), error.message()))
-        };
         let text = match self {
             Self::Migration { version, source, .. } => {
-                let cause = database(source).unwrap_or_else(|| crm_error::chain(source));
-                format!("migration {version}: {cause}")
+                format!("migration {version}: {}", crm_error::chain(source))
             }
             Self::UnknownService
             | Self::Gap

@@ -115,6 +115,30 @@ async fn a_migration_that_fails_waits_for_an_operator_while_others_go_on() {
 }
 
 #[tokio::test]
+async fn a_migration_that_fails_on_data_says_so_without_the_data() {
+    let _turn = turn().await;
+    let tenants = tenants(2).await;
+    // Whoever reads its canary, operator or log, ends this program.
+    tenants[1].plant().await;
+    let cast = "UPDATE contacts.contacts SET company = 'cast', position = display_name";
+    execute(&tenants[1], cast).await;
+
+    let version = register(
+        "ALTER TABLE contacts.contacts ADD salary bigint;
+         UPDATE contacts.contacts SET salary = position::bigint WHERE company = 'cast'",
+    )
+    .await;
+    until(|wave| wave.current + wave.failed == wave.total).await;
+    let failed = migration(&tenants[1]).await;
+    execute(&tenants[1], "UPDATE contacts.contacts SET position = '1'").await;
+    retry(&failed.name, "").await.unwrap();
+    until(is_done).await;
+
+    let error = "22P02: invalid input syntax for type bigint: \"…\"";
+    assert_eq!(failed.last_error, format!("migration {version}: {error}"));
+}
+
+#[tokio::test]
 async fn a_wave_in_which_many_fail_stops_and_goes_on_when_they_are_retried() {
     let _turn = turn().await;
     // Older tenants come first: the broken ones before those that are not.
