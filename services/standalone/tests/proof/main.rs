@@ -6,6 +6,7 @@
 mod authorization;
 mod door;
 mod forge;
+mod isolation;
 mod metadata;
 mod methods;
 mod tokens;

@@ -6,14 +6,14 @@ use std::time::Duration;
 use crm_proto::FILE_DESCRIPTOR_SET;
 use crm_proto::options::v1::{Permission, Scope};
 use crm_proto::rules::{Access, Rules};
-use crm_testing::server;
+use crm_testing::{Channel, server};
 use http::uri::PathAndQuery;
 use prost::bytes::{Buf as _, BufMut as _, Bytes};
 use prost_reflect::{DescriptorPool, MessageDescriptor, MethodDescriptor};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 /// A method, and what its rule says.
@@ -99,11 +99,11 @@ impl Method {
     /// of a stream that does not end by itself.
     pub(crate) async fn call_on(
         &self,
-        channel: Channel,
+        channel: impl Into<Channel>,
         metadata: MetadataMap,
         message: Bytes,
     ) -> Result<Bytes, Status> {
-        let mut client = Grpc::new(channel);
+        let mut client = Grpc::new(channel.into());
         client.ready().await.map_err(|error| Status::from_error(error.into()))?;
         let mut request = Request::from_parts(metadata, http::Extensions::default(), message);
         request.set_timeout(Duration::from_secs(30));
