@@ -6,9 +6,8 @@ use crm_proto::identity::v1::IssueServiceTokenRequest;
 use crm_proto::identity::v1::auth_service_client::AuthServiceClient;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::{AcquireLeaseRequest, Migration, RegisterSchemaRequest};
-use crm_testing::{Client, Tenant, code_and_reason, field_faults, server};
+use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, server};
 use secrecy::ExposeSecret as _;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 fn service(name: &str) -> Client {
@@ -133,6 +132,10 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
         "DROP SCHEMA contacts CASCADE; SELECT 1/0",
         "RESET ROLE; SET ROLE crm_platform_owner",
         "UPDATE platform.head SET revision = 7",
+        "SELECT FROM messaging.messages",
+        "INSERT INTO messaging.contacts VALUES (gen_random_uuid(), NULL, 1)",
+        "GRANT USAGE ON SCHEMA messaging TO crm_contacts_owner",
+        "SET ROLE crm_messaging_owner",
         "COMMIT; BEGIN",
         "ROLLBACK; BEGIN",
     ] {

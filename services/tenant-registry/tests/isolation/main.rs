@@ -1,6 +1,10 @@
 //! What PostgreSQL refuses to the logins of tenants.
 
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+#![expect(clippy::print_stdout, reason = "a test may say what it measured")]
+
+mod attempts;
+mod logins;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +15,7 @@ use crm_proto::registry::v1::AcquireLeaseRequest;
 use crm_proto::registry::v1::AcquireLeaseResponse;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_testing::{Client, Tenant, server};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use sqlx::{PgConnection, Row as _};
 
 /// The lease of a service for a tenant, as the service gets it.
 async fn lease(tenant: &Tenant, service: &str) -> AcquireLeaseResponse {
@@ -31,19 +35,6 @@ async fn databases() -> Vec<String> {
     let mut postgres = server().superuser("postgres").await;
     let names = sqlx::query_scalar("SELECT datname FROM pg_database ORDER BY datname");
     names.fetch_all(&mut postgres).await.unwrap()
-}
-
-#[tokio::test]
-async fn a_login_opens_its_own_database_and_no_other() {
-    let (tenant, _other) = tokio::join!(Tenant::create(), Tenant::create());
-
-    for service in ["contacts", "messaging"] {
-        let lease = lease(&tenant, service).await;
-        for database in databases().await {
-            let opened = log_in(&lease, &database).await;
-            assert_eq!(opened.is_ok(), database == tenant.tenant.database, "{service} {database}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -77,70 +68,6 @@ async fn no_login_opens_a_database_while_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_login_may_not_touch_what_is_not_its_own() {
-    let tenant = Tenant::create().await;
-    let hex = tenant.id.as_simple().to_string();
-    let mut session =
-        log_in(&lease(&tenant, "contacts").await, &tenant.tenant.database).await.unwrap();
-    let own = "SELECT count(*) FROM contacts.contacts";
-    sqlx::raw_sql(own).execute(&mut session).await.unwrap();
-
-    let refused = [
-        // The other service's schema, and the log.
-        "SELECT * FROM messaging.messages",
-        "INSERT INTO messaging.contacts VALUES (gen_random_uuid(), NULL, 1)",
-        "SELECT * FROM platform.changes",
-        "UPDATE platform.head SET revision = 0",
-        "INSERT INTO platform.changes VALUES (9, 0, 1, 'contacts/x', 'a', NULL, '')",
-        "DELETE FROM platform.requests",
-        "SELECT platform.record_effect(9, 'conversations/x', 2::smallint, 'a', 'c', '')",
-        "SELECT platform.end_write(9, true, 0::smallint, 'conversations/x', 2::smallint, 'a', '')",
-        // Definitions of any kind.
-        "CREATE TABLE contacts.mine ()",
-        "CREATE TABLE public.mine ()",
-        "CREATE SCHEMA mine",
-        "CREATE TEMPORARY TABLE mine ()",
-        "ALTER TABLE contacts.contacts ADD mine int",
-        "DROP TABLE contacts.contacts",
-        "TRUNCATE contacts.contacts",
-        "CREATE FUNCTION contacts.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-        "CREATE EXTENSION pg_trgm",
-        "CREATE DATABASE mine",
-        "CREATE ROLE mine",
-        // Other roles.
-        "SET ROLE crm_contacts_owner",
-        "SET ROLE crm_platform_owner",
-        "SET ROLE crm_messaging",
-        "SET ROLE crm_contacts_migrator",
-        "SET ROLE crm_registry",
-        "SET ROLE postgres",
-        "GRANT crm_messaging TO CURRENT_USER",
-        "ALTER ROLE CURRENT_USER CREATEDB",
-        "SET SESSION AUTHORIZATION crm_registry",
-        // The server.
-        "COPY (SELECT 1) TO PROGRAM 'true'",
-        "COPY contacts.contacts FROM PROGRAM 'true'",
-        "COPY contacts.contacts TO '/tmp/x'",
-        "SELECT pg_read_file('postgresql.conf')",
-        "SELECT * FROM pg_authid",
-        "ALTER SYSTEM SET fsync = off",
-        "SELECT pg_terminate_backend(min(pid)) FROM pg_stat_activity WHERE usename = 'crm_registry'",
-        "CHECKPOINT",
-        "LOAD 'plpgsql'",
-        "CREATE EXTENSION dblink",
-    ];
-    for statement in refused {
-        let outcome = sqlx::raw_sql(statement).execute(&mut session).await;
-        assert!(outcome.is_err(), "{statement}");
-    }
-    let foreign = format!("ALTER ROLE t_{hex}_messaging_g1 PASSWORD 'x'");
-    assert!(sqlx::raw_sql(AssertSqlSafe(foreign)).execute(&mut session).await.is_err());
-    sqlx::raw_sql(own).execute(&mut session).await.unwrap();
-    session.close().await.unwrap();
-    tenant.check_log().await;
-}
-
-#[tokio::test]
 async fn a_login_cannot_forge_or_tear_the_log() {
     let tenant = Tenant::create().await;
     let admin = tenant.admin();
@@ -159,6 +86,7 @@ async fn a_login_cannot_forge_or_tear_the_log() {
         // A revision without a change; one of the past; one of the future.
         "SELECT platform.begin_write(NULL, 'm', 'c', '')",
         "SELECT platform.end_write(1, true, 7::smallint, 'contacts/x', 1::smallint, 'a', '')",
+        "SELECT platform.end_write(9, true, 0::smallint, 'conversations/x', 2::smallint, 'a', '')",
         "SELECT platform.end_write(2, true, 0::smallint, 'contacts/x', 1::smallint, 'a', '')",
         // A name of another collection, in a revision of its own.
         "WITH w AS MATERIALIZED (SELECT * FROM platform.begin_write(NULL, 'm', 'c', ''))
@@ -242,5 +170,5 @@ async fn the_privileges_of_a_tenant_database_are_those_of_the_golden_file() {
     let found = lines.join("\n") + "\n";
     let path = concat!(env!("CARGO_TARGET_TMPDIR"), "/privileges.found");
     std::fs::write(path, &found).unwrap();
-    assert!(found == golden, "{path} is not tests/privileges.golden; diff them");
+    assert!(found == golden, "{path} is not tests/isolation/privileges.golden; diff them");
 }
