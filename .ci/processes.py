@@ -208,6 +208,10 @@ class Processes:
         """Everything they have said."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def postgres_log(self):
+        """Everything their PostgreSQL has said."""
+        return (self.postgres_server.data / "log").read_text(errors="replace")
+
 
 def blocks_of(paper):
     """The shell blocks of the section `As processes`, as they stand."""

@@ -193,6 +193,10 @@ class Server:
         """Everything it has said."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def postgres_log(self):
+        """Everything its PostgreSQL has said."""
+        return (self.data / "postgres" / "postgres.log").read_text(errors="replace")
+
 
 def is_setting(name):
     """Whether a variable would change what `crm` does here; where PostgreSQL is may be told."""
@@ -257,6 +261,25 @@ def processes_of(folder):
 # --- Clients ---
 
 
+class Canary:
+    """A text that one tenant has everywhere, and nobody else may ever read."""
+
+    text = f"canary-{uuid.uuid4().hex}"
+    # Whose it is.
+    token = None
+    # How many replies to others were looked at, and those that have it.
+    replies = 0
+    leaks = []
+
+    @classmethod
+    def look(cls, call, told, token):
+        """Looks at what a call told someone."""
+        if cls.token and token != cls.token:
+            cls.replies += 1
+            if cls.text in told:
+                cls.leaks.append(call)
+
+
 class Api:
     """One server as it describes itself."""
 
@@ -275,7 +298,13 @@ class Api:
         """Calls with the bytes of a request, and answers the bytes of the reply."""
         metadata = [("authorization", f"Bearer {token}")] if token else []
         call = self.channel.unary_unary(f"/{service}/{method}")
-        return call(body, metadata=metadata, timeout=CALL_LIMIT)
+        try:
+            reply = call(body, metadata=metadata, timeout=CALL_LIMIT)
+        except grpc.RpcError as error:
+            Canary.look(method, f"{error.details()} {error.trailing_metadata()}", token)
+            raise
+        Canary.look(method, reply.decode(errors="replace"), token)
+        return reply
 
     def raw(self, service, method, request, token=None):
         """Calls with fields, and answers the bytes of the reply."""
@@ -637,6 +666,47 @@ def tell_repeats(report, story):
         report.equal(f"repeats: {whose}", len(listed.conversations), expected)
 
 
+def tell_canary(report, story):
+    """The other tenant writes a canary wherever there is room for a text."""
+    contacts, messaging = Api(CONTACTS), Api(MESSAGING)
+    text, token = Canary.text, story.foreign_token
+    Canary.token = token
+    person = {each: text for each in ("display_name", "company", "position", "source")}
+    person |= {"email": f"{text}@example.com", "metadata": {text: text}}
+    made = [
+        contacts.call(CONTACT_SERVICE, "CreateContact", {"contact": person}, token)
+        for _ in range(2)
+    ]
+    thread = {"conversation": {"contact": made[0].name, "display_name": text}}
+    thread = messaging.call(CONVERSATIONS, "CreateConversation", thread, token)
+    message = {"content": text, "sender_type": "SENDER_TYPE_USER"}
+    request = {"parent": thread.name, "message": message}
+    messaging.call(MESSAGES, "CreateMessage", request, token)
+    contacts.call(CONTACT_SERVICE, "DeleteContact", {"name": made[1].name}, token)
+    found = {"filter": f'email = "{text}@example.com"', "show_deleted": True}
+    listed = contacts.call(CONTACT_SERVICE, "ListContacts", found, token)
+    report.equal("canary: its own tenant reads it", len(listed.contacts), 2)
+
+    wrong = person | {"email": f"{text}@@", "phone": text}
+    for method, request in (
+        ("CreateContact", {"contact": wrong}),
+        ("GetContact", {"name": f"contacts/{text}"}),
+        ("ListContacts", {"filter": f'{text} = "{text}"'}),
+        ("ListContacts", {"page_token": text}),
+    ):
+        refusal = Refusal.of(contacts.call, CONTACT_SERVICE, method, request, token)
+        report.equal(f"canary: {method} refuses it", refusal.reason, "INVALID_FIELDS")
+    listed = contacts.call(CONTACT_SERVICE, "ListContacts", found, story.token)
+    report.equal("canary: another tenant finds nothing by it", len(listed.contacts), 0)
+    names = [(CONTACTS, CONTACT_SERVICE, "GetContact", made[0].name)]
+    names += [(CONTACTS, CONTACT_SERVICE, "DeleteContact", made[0].name)]
+    names += [(CONTACTS, CONTACT_SERVICE, "UndeleteContact", made[1].name)]
+    names += [(MESSAGING, CONVERSATIONS, "GetConversation", thread.name)]
+    for port, service, method, name in names:
+        refusal = Refusal.of(Api(port).call, service, method, {"name": name}, story.token)
+        report.equal(f"canary: another tenant cannot {method}", refusal.reason, "RESOURCE_NOT_FOUND")
+
+
 # --- The edge ---
 
 
@@ -980,6 +1050,7 @@ def tell_services(report, server, story):
     """What the services do, whoever runs them."""
     tell_tenants(report, server, story)
     tell_contacts(report, story)
+    tell_canary(report, story)
     tell_refusals(report, story)
     tell_repeats(report, story)
     tell_leases(report, server, story)
@@ -995,6 +1066,15 @@ def tell_end(report, server, story):
     secrets = [file.read_text().strip() for file in server.secrets.iterdir()]
     secrets += [story.operator, story.token, story.foreign_token]
     report.check("end: no secret and no token is in its log", not any(s in log for s in secrets))
+    lines = log + server.postgres_log()
+    told = [line for line in lines.splitlines() if Canary.text in line]
+    report.check(
+        f"end: no canary is in {len(lines.splitlines())} lines of logs", lines and not told, told[:3]
+    )
+    report.check(
+        f"end: no canary is in {Canary.replies} replies to others",
+        Canary.replies and not Canary.leaks, Canary.leaks,
+    )
 
 
 def prepare(arguments):

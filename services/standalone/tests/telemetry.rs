@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1 as pb;
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_proto::messaging::v1 as messaging;
+use crm_proto::messaging::v1::conversation_service_client::ConversationServiceClient;
+use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use installation::{Installation, text};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -20,9 +23,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
-use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
@@ -63,10 +68,13 @@ async fn collector() -> (String, Receiver<ExportTraceServiceRequest>) {
 }
 
 impl Installation {
+    fn channel(&self, offset: u16) -> Channel {
+        let port = self.port_base + offset;
+        Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap().connect_lazy()
+    }
+
     fn contacts(&self) -> ContactServiceClient<Channel> {
-        let port = self.port_base + 2;
-        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
-        ContactServiceClient::new(endpoint.connect_lazy())
+        ContactServiceClient::new(self.channel(2))
     }
 
     fn admin(&self, method: &str, path: &str) -> (u16, String) {
@@ -111,8 +119,18 @@ fn request<T>(token: &str, message: T) -> Request<T> {
 }
 
 fn contact() -> pb::Contact {
-    let [display_name, email, phone, _] = SECRETS.map(str::to_owned);
-    pb::Contact { display_name, email, phone, ..pb::Contact::default() }
+    let [display_name, email, phone, text] = SECRETS.map(str::to_owned);
+    let value = Value { kind: Some(Kind::StringValue(text.clone())) };
+    pb::Contact {
+        display_name,
+        email,
+        phone,
+        company: text.clone(),
+        position: text.clone(),
+        source: text.clone(),
+        metadata: Some(Struct { fields: [(text, value)].into() }),
+        ..pb::Contact::default()
+    }
 }
 
 /// Makes a contact within the caller's trace, and some calls that are refused.
@@ -123,7 +141,8 @@ async fn call(installation: &Installation, token: &str) {
     create.metadata_mut().insert("x-request-id", CALL.parse().unwrap());
     let parent = format!("00-{TRACE}-{PARENT}-01");
     create.metadata_mut().insert("traceparent", parent.parse().unwrap());
-    contacts.create_contact(create).await.unwrap();
+    let created = contacts.create_contact(create).await.unwrap().into_inner();
+    talk(installation, token, &created).await;
 
     let invalid = pb::Contact { email: format!("{}@@", SECRETS[1]), ..contact() };
     let invalid = pb::CreateContactRequest { contact: Some(invalid), ..Default::default() };
@@ -147,6 +166,34 @@ async fn call(installation: &Installation, token: &str) {
     assert!(status == 200 && body.contains("grpc-status:0"), "{status} {body:?}");
     let path = format!("POST /crm.contacts.v1.ContactService/{} HTTP/1.1", SECRETS[0]);
     ask(installation.edge_port, &path, &web, &frame);
+}
+
+/// What messaging keeps of a contact, read, changed and refused.
+async fn talk(installation: &Installation, token: &str, contact: &pb::Contact) {
+    let text = SECRETS[3].to_owned();
+    let (contact, display_name) = (contact.name.clone(), text.clone());
+    let conversation =
+        Some(messaging::Conversation { contact, display_name, ..Default::default() });
+    let create = messaging::CreateConversationRequest { conversation, ..Default::default() };
+    let channel = installation.channel(3);
+    let mut conversations = ConversationServiceClient::new(channel.clone());
+    let created = conversations.create_conversation(request(token, create)).await.unwrap();
+    let parent = created.into_inner().name;
+    let message = messaging::Message {
+        sender_type: messaging::message::SenderType::Contact.into(),
+        content: text.clone(),
+        ..Default::default()
+    };
+    let send = messaging::CreateMessageRequest {
+        parent: parent.clone(),
+        message: Some(message),
+        ..Default::default()
+    };
+    let mut messages = MessageServiceClient::new(channel);
+    messages.create_message(request(token, send)).await.unwrap();
+    let list = messaging::ListMessagesRequest { parent, page_token: text, ..Default::default() };
+    let refused = messages.list_messages(request(token, list)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
 }
 
 /// Counts, codes and labels.
@@ -267,8 +314,8 @@ fn check_silence(text: &str) {
 fn attribute(attributes: &[KeyValue], key: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == key);
     match found.and_then(|found| found.value.as_ref()?.value.as_ref()) {
-        Some(Value::StringValue(text)) => text.clone(),
-        Some(Value::IntValue(number)) => number.to_string(),
+        Some(any_value::Value::StringValue(text)) => text.clone(),
+        Some(any_value::Value::IntValue(number)) => number.to_string(),
         other => format!("{other:?}"),
     }
 }
