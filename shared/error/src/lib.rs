@@ -21,6 +21,12 @@ pub const DOMAIN: &str = "crm";
 /// More faults than this are counted, not named: clients accept no more than
 /// 8 or 16 KiB of metadata, where errors travel.
 const MAX_VIOLATIONS: usize = 25;
+/// Nor are more named than take so many bytes on their way, lest long fields
+/// fill it.
+const MAX_VIOLATION_BYTES: usize = 6 * 1024;
+/// How much of the gRPC library's own words a message shows, in characters:
+/// they may repeat what the caller sent.
+const MAX_FOREIGN: usize = 100;
 
 type Source = Box<dyn Error + Send + Sync>;
 
@@ -81,8 +87,9 @@ impl ApiError {
     /// Fields are wrong: all of them at once.
     pub fn invalid(violations: Violations) -> Self {
         let mut violations = violations.into_vec();
-        let more = violations.len().saturating_sub(MAX_VIOLATIONS);
-        violations.truncate(MAX_VIOLATIONS);
+        let named = room_for(&violations);
+        let more = violations.len() - named;
+        violations.truncate(named);
         let mut fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
         fields.dedup();
         let mut message = format!("invalid fields: {}", fields.join(", "));
@@ -119,6 +126,26 @@ impl ApiError {
     pub fn reason(&self) -> ErrorReason {
         self.0.reason
     }
+}
+
+/// How many violations an answer can name: at least one.
+fn room_for(violations: &[Violation]) -> usize {
+    let mut bytes = 0;
+    let fitting = violations.iter().take(MAX_VIOLATIONS).take_while(|violation| {
+        let Violation { field, reason, description } = violation;
+        // The message names the field, and most signs take three bytes there;
+        // the details repeat it, and in base64 four bytes stand for three.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._[]".contains(&byte);
+        bytes += field.bytes().map(|byte| if is_plain(byte) { 1 } else { 3 }).sum::<usize>();
+        bytes += (2 * field.len() + reason.len() + description.len() + 16) * 4 / 3;
+        bytes <= MAX_VIOLATION_BYTES
+    });
+    fitting.count().max(violations.len().min(1))
+}
+
+/// The beginning of what the gRPC library says.
+fn foreign(status: &Status) -> String {
+    status.message().chars().take(MAX_FOREIGN).collect()
 }
 
 impl fmt::Display for ApiError {
@@ -244,9 +271,9 @@ pub fn normalize(status: &Status) -> Option<ApiError> {
         Code::Cancelled if status.message() == "Timeout expired" => deadline_exceeded(),
         Code::Cancelled => ApiError::new(ErrorReason::Cancelled, "the call was given up"),
         Code::Unimplemented if status.message().contains("compress") => {
-            ApiError::new(ErrorReason::CompressionUnknown, status.message())
+            ApiError::new(ErrorReason::CompressionUnknown, foreign(status))
         }
-        Code::Unimplemented => ApiError::new(ErrorReason::MethodUnknown, status.message()),
+        Code::Unimplemented => ApiError::new(ErrorReason::MethodUnknown, foreign(status)),
         Code::Unavailable => ApiError::new(ErrorReason::Overloaded, "the server is overloaded")
             .with_retry_after(Duration::from_secs(1)),
         Code::NotFound => ApiError::not_found("service", ""),
@@ -316,6 +343,21 @@ mod tests {
             .map(|v| v.field.as_str())
             .collect();
         assert_eq!(fields, ["contact.email", "contact.phone"]);
+    }
+
+    #[test]
+    fn an_answer_with_many_long_faults_stays_small_and_counts_the_rest() {
+        let mut violations = Violations::default();
+        for _ in 0..40 {
+            violations.add("\u{202e}".repeat(100), "NO_NUL", "No NUL character.");
+        }
+
+        let status = Status::from(ApiError::invalid(violations));
+
+        let named = status.get_details_bad_request().unwrap().field_violations.len();
+        assert!((1..25).contains(&named), "{named}");
+        assert!(status.message().ends_with(&format!("and {} more faults", 40 - named)));
+        assert!(status.details().len() * 4 / 3 + status.message().len() * 3 < 8 * 1024);
     }
 
     #[test]

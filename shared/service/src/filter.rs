@@ -3,6 +3,10 @@
 
 use crm_error::Violations;
 
+/// How much of a field an error shows, in characters: errors travel in
+/// metadata, of which clients take little.
+const MAX_SHOWN: usize = 64;
+
 /// One comparison: the field must equal the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Equals {
@@ -41,16 +45,18 @@ fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
             ));
         }
         if found.iter().any(|earlier| earlier.field == field) {
-            return Err(format!("`{field}` stands twice."));
+            return Err(format!("`{}` stands twice.", short(field)));
         }
         let after = after.trim_start();
         let Some(after) = after.strip_prefix('=') else {
-            return Err(format!("after `{field}` only `=` is supported."));
+            return Err(format!("after `{}` only `=` is supported.", short(field)));
         };
         let after = after.trim_start();
         let is_quoted = after.starts_with('"');
-        let (value, after) = value(after)
-            .ok_or_else(|| format!("after `{field} =` a value is expected, such as \"text\"."))?;
+        let (value, after) = value(after).ok_or_else(|| {
+            let field = short(field);
+            format!("after `{field} =` a value is expected, such as \"text\".")
+        })?;
         found.push(Equals { field: field.to_owned(), value, is_quoted });
         rest = after.trim_start();
         if rest.is_empty() {
@@ -59,7 +65,7 @@ fn comparisons(filter: &str, fields: &[&str]) -> Result<Vec<Equals>, String> {
         rest = rest
             .strip_prefix("AND")
             .filter(|rest| rest.starts_with(char::is_whitespace))
-            .ok_or_else(|| format!("after the value of `{field}` only AND is supported."))?
+            .ok_or_else(|| format!("after the value of `{}` only AND is supported.", short(field)))?
             .trim_start();
         if rest.is_empty() {
             return Err("after AND a comparison is expected.".to_owned());
@@ -78,9 +84,14 @@ fn fits(known: &str, field: &str) -> bool {
     }
 }
 
-/// What to show of a place where a field is expected.
+/// What to show of a place where a field is expected, or of a field. A field is
+/// ASCII; what else stands there may be anything.
 fn shown<'a>(rest: &'a str, field: &'a str) -> &'a str {
-    if field.is_empty() { rest.get(..rest.len().min(1)).unwrap_or("…") } else { field }
+    if field.is_empty() { rest.get(..rest.len().min(1)).unwrap_or("…") } else { short(field) }
+}
+
+fn short(field: &str) -> &str {
+    field.get(..MAX_SHOWN).unwrap_or(field)
 }
 
 /// A value and what follows: quoted, with `\"` and `\\` escaped, or a bare
@@ -160,6 +171,23 @@ mod tests {
         ] {
             let fault = read(filter).unwrap_err();
             assert!(fault.contains(hint), "{filter}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_fault_shows_little_of_a_long_field() {
+        let long = "a".repeat(100_000);
+        let below = format!("metadata.{long}");
+
+        for filter in [
+            format!("{long} = 1"),
+            below.clone(),
+            format!("{below} ="),
+            format!("{below} = 1 OR"),
+            format!("{below} = 1 AND {below} = 1"),
+        ] {
+            let fault = comparisons(&filter, &["metadata.*"]).unwrap_err();
+            assert!(fault.len() < 200, "{fault}");
         }
     }
 }
