@@ -124,13 +124,25 @@ fn check_field(pool: &DescriptorPool, field: &FieldDescriptor) -> Result<String,
         ));
     }
 
+    // What only answers have is ignored in requests (AIP-203), and messages in
+    // it can be very many.
+    if let Kind::Message(inner) = field.kind()
+        && inner.full_name() == "google.protobuf.Timestamp"
+        && field.cardinality() != Cardinality::Repeated
+        && !is_output_only(field)?
+    {
+        checks.push(format!("timestamp(self.{rust}.as_ref(), &at, out);"));
+    }
     if let Kind::Message(inner) = field.kind()
         && inner.full_name().starts_with("crm.")
         && !field.is_map()
         && field.containing_oneof().is_none()
+        && !is_output_only(field)?
     {
         checks.push(if field.cardinality() == Cardinality::Repeated {
-            format!("for (i, item) in self.{rust}.iter().enumerate() {{ item.validate(&at.item(i), out); }}")
+            // More than there may be are not looked at: they are refused anyway.
+            let most = max_items(field)?.map(|most| format!(".take({most})")).unwrap_or_default();
+            format!("for (i, item) in self.{rust}.iter().enumerate(){most} {{ item.validate(&at.item(i), out); }}")
         } else {
             format!("if let Some(message) = &self.{rust} {{ message.validate(&at, out); }}")
         });
@@ -139,6 +151,33 @@ fn check_field(pool: &DescriptorPool, field: &FieldDescriptor) -> Result<String,
         return Ok(String::new());
     }
     Ok(format!("        {{ let at = at.field(\"{name}\"); {} }}\n", checks.join(" ")))
+}
+
+/// Whether google.api.field_behavior says that only answers have the field.
+fn is_output_only(field: &FieldDescriptor) -> Result<bool, Box<dyn Error>> {
+    const OUTPUT_ONLY: i32 = 3;
+    let pool = field.parent_pool();
+    let extension = pool
+        .get_extension_by_name("google.api.field_behavior")
+        .ok_or("google.api.field_behavior is not there")?;
+    let options = field.options();
+    let behaviors = options.get_extension(&extension);
+    let behaviors = behaviors.as_list().ok_or("google.api.field_behavior is no list")?;
+    Ok(behaviors.iter().any(|behavior| behavior.as_enum_number() == Some(OUTPUT_ONLY)))
+}
+
+/// How many items a list may have.
+fn max_items(field: &FieldDescriptor) -> Result<Option<u64>, Box<dyn Error>> {
+    let pool = field.parent_pool();
+    let extension = pool
+        .get_extension_by_name("buf.validate.field")
+        .ok_or("buf.validate.field is not there")?;
+    let options = field.options();
+    let rules = options.get_extension(&extension);
+    let rules = rules.as_message().and_then(|rules| rules.get_field_by_name("repeated"));
+    let rules = rules.as_ref().and_then(|rules| rules.as_message());
+    let most = rules.filter(|rules| rules.has_field_by_name("max_items"));
+    Ok(most.and_then(|rules| rules.get_field_by_name("max_items")).and_then(|most| most.as_u64()))
 }
 
 /// The statements for the rules of one field. An unknown rule fails the build:
@@ -264,7 +303,9 @@ fn scalar_checks(
             ("number", "gte", Value::I32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             ("number", "gte", Value::I64(limit)) => format!("gte({value}, {limit}, {at}, out);"),
             ("number", "lte", Value::I32(limit)) => format!("lte({value}, {limit}, {at}, out);"),
+            ("number", "lte", Value::I64(limit)) => format!("lte({value}, {limit}, {at}, out);"),
             ("number", "gte", Value::U32(limit)) => format!("gte({value}, {limit}, {at}, out);"),
+            ("number", "lte", Value::U32(limit)) => format!("lte({value}, {limit}, {at}, out);"),
             (_, other, _) => {
                 return Err(format!("rule {other} is not supported by this build").into());
             }

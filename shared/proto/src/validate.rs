@@ -3,6 +3,12 @@
 
 use std::fmt;
 
+use prost_types::Timestamp;
+
+/// The first second that a Timestamp can be, 0001-01-01T00:00:00Z, and the
+/// last, 9999-12-31T23:59:59Z (google/protobuf/timestamp.proto).
+const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
 /// How much of a map's key a path shows, in characters.
 const MAX_KEY: usize = 32;
 
@@ -117,6 +123,17 @@ fn no_nul(value: &str, at: &Path<'_>, out: &mut Violations) {
     }
 }
 
+/// A Timestamp has bounds of its own, without any rule.
+fn timestamp(value: Option<&Timestamp>, at: &Path<'_>, out: &mut Violations) {
+    let is_time = |time: &Timestamp| {
+        TIMESTAMP_SECONDS.contains(&time.seconds) && (0..1_000_000_000).contains(&time.nanos)
+    };
+    if !value.is_none_or(is_time) {
+        let text = "From year 1 to 9999, with 0 to 999,999,999 nanos.";
+        out.add(at.to_string(), "TIMESTAMP", text);
+    }
+}
+
 fn min_len(value: &str, limit: usize, at: &Path<'_>, out: &mut Violations) {
     if value.chars().count() < limit {
         out.add(at.to_string(), "STRING_MIN_LEN", format!("At least {limit} characters."));
@@ -183,7 +200,8 @@ include!(concat!(env!("OUT_DIR"), "/validate.rs"));
 mod tests {
     use super::*;
     use crate::contacts::v1::{Contact, CreateContactRequest};
-    use crate::registry::v1::{CreateTenantRequest, Tenant};
+    use crate::messaging::v1::{Conversation, CreateConversationRequest, Message};
+    use crate::registry::v1::{CreateTenantRequest, ReportActivityRequest, Tenant, TenantCalls};
 
     fn faults(message: &impl Validate) -> Vec<(String, &'static str)> {
         let mut out = Violations::default();
@@ -219,6 +237,52 @@ mod tests {
         let found = faults(&CreateContactRequest::default());
 
         assert_eq!(found, [("contact".to_owned(), "REQUIRED")]);
+    }
+
+    #[test]
+    fn items_beyond_the_most_and_messages_of_answers_are_not_looked_at() {
+        let report = ReportActivityRequest {
+            instance: "x".to_owned(),
+            tenants: vec![TenantCalls::default(); 100_000],
+            ..ReportActivityRequest::default()
+        };
+        let conversation = CreateConversationRequest {
+            conversation: Some(Conversation {
+                contact: "contacts/x".to_owned(),
+                messages: vec![Message::default(); 100_000],
+                ..Conversation::default()
+            }),
+            ..CreateConversationRequest::default()
+        };
+
+        assert_eq!(faults(&report).len(), 1001);
+        assert_eq!(faults(&conversation), []);
+    }
+
+    #[test]
+    fn a_time_is_within_its_bounds() {
+        let found = |seconds, nanos| {
+            let last_call_time = Some(Timestamp { seconds, nanos });
+            faults(&TenantCalls {
+                tenant: "tenants/x".to_owned(),
+                last_call_time,
+                ..TenantCalls::default()
+            })
+        };
+
+        for (seconds, nanos) in [(0, 0), (-62_135_596_800, 0), (253_402_300_799, 999_999_999)] {
+            assert_eq!(found(seconds, nanos), [], "{seconds} {nanos}");
+        }
+        for (seconds, nanos) in [
+            (0, -1),
+            (0, 1_000_000_000),
+            (253_402_300_800, 0),
+            (-62_135_596_801, 999_999_999),
+            (i64::MIN, i32::MIN),
+        ] {
+            let wrong = [("last_call_time".to_owned(), "TIMESTAMP")];
+            assert_eq!(found(seconds, nanos), wrong, "{seconds} {nanos}");
+        }
     }
 
     #[test]

@@ -28,12 +28,11 @@ const MAX_MESSAGES: i64 = 100;
 ///
 /// # Errors
 ///
-/// All that is wrong with it. What only answers have is not looked at.
+/// All that is wrong with it.
 pub(super) fn new_conversation(
     request: pb::CreateConversationRequest,
     mut violations: Violations,
 ) -> Result<NewConversation, ApiError> {
-    violations.retain(|field| !field.starts_with("conversation.messages"));
     let conversation = request.conversation.unwrap_or_default();
     let contact = &conversation.contact;
     let id = names::parse_field("contacts", contact, "conversation.contact", &mut violations);
