@@ -3,7 +3,7 @@
 use crm_error::Violations;
 
 /// The fields that a mask names, in their own order: those of its paths, or all
-/// for `*`. A path that is none of them is a violation.
+/// for `*`. A path that is none of them makes the mask a violation.
 pub fn masked<F: Copy, const N: usize>(
     fields: &[(&'static str, F); N],
     paths: &[String],
@@ -12,12 +12,11 @@ pub fn masked<F: Copy, const N: usize>(
     if paths == ["*"] {
         return fields.to_vec();
     }
-    for path in paths {
-        if !fields.iter().any(|(name, _)| name == path) {
-            let names = fields.map(|(name, _)| name).join(", ");
-            let text = format!("Each path is one of {names}; or the only one is `*`.");
-            violations.add("update_mask", "FIELD_MASK", text);
-        }
+    // However many paths are wrong, the mask is wrong once.
+    if paths.iter().any(|path| !fields.iter().any(|(name, _)| name == path)) {
+        let names = fields.map(|(name, _)| name).join(", ");
+        let text = format!("Each path is one of {names}; or the only one is `*`.");
+        violations.add("update_mask", "FIELD_MASK", text);
     }
     let named = |name: &str| paths.iter().any(|path| path == name);
     fields.iter().filter(|(name, _)| named(name)).copied().collect()

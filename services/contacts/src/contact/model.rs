@@ -109,14 +109,26 @@ impl NewContact {
     /// Adds what the rules of a contact find wrong; fields are those of the
     /// request.
     pub(crate) fn check(&self, violations: &mut Violations) {
+        self.check_name(violations);
+        self.check_reachable(violations);
+        self.check_addresses(violations);
+    }
+
+    fn check_name(&self, violations: &mut Violations) {
         if self.display_name.is_none() {
             violations.add("contact.display_name", "NOT_BLANK", "It must not be blank.");
         }
+    }
+
+    fn check_reachable(&self, violations: &mut Violations) {
         if self.email.is_none() && self.phone.is_none() {
             let text = "An email address or a phone number is needed.";
             violations.add("contact.email", "UNREACHABLE", text);
             violations.add("contact.phone", "UNREACHABLE", text);
         }
+    }
+
+    fn check_addresses(&self, violations: &mut Violations) {
         if let Some(email) = &self.email
             && !is_email(email)
         {
@@ -156,6 +168,26 @@ impl Contact {
 }
 
 impl ContactPatch {
+    /// All that is wrong with the request, whatever contact it is for.
+    pub(crate) fn faults(&self) -> Violations {
+        let mut violations = self.violations.clone();
+        let is_named = |field| self.fields.contains(&field);
+        let named = NewContact {
+            display_name: self.new.display_name.clone(),
+            email: self.new.email.clone().filter(|_| is_named(Field::Email)),
+            phone: self.new.phone.clone().filter(|_| is_named(Field::Phone)),
+            ..NewContact::default()
+        };
+        if is_named(Field::DisplayName) {
+            named.check_name(&mut violations);
+        }
+        if is_named(Field::Email) && is_named(Field::Phone) {
+            named.check_reachable(&mut violations);
+        }
+        named.check_addresses(&mut violations);
+        violations
+    }
+
     /// Makes of the contact what it becomes.
     ///
     /// # Errors

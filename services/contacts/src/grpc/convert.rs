@@ -83,9 +83,11 @@ pub(super) fn update(
         source: present(contact.source),
         metadata: metadata.and_then(|metadata| read_metadata(&metadata, &mut violations)),
     };
-    let Some(target) = target else { return Err(ApiError::invalid(violations)) };
     let fields = fields.into_iter().map(|(_, field)| field).collect();
-    Ok((target, ContactPatch { fields, new, violations }))
+    let patch = ContactPatch { fields, new, violations };
+    // No contact says what would become of it: the patch is checked by itself.
+    let target = target.ok_or_else(|| ApiError::invalid(patch.faults()))?;
+    Ok((target, patch))
 }
 
 /// The fields that an update can name.

@@ -1,9 +1,12 @@
 //! What processes tell of tenants, between messages and the domain.
 
-use chrono::DateTime;
+use std::collections::HashSet;
+
+use chrono::{DateTime, SubsecRound as _, Utc};
 use crm_error::Violations;
 use crm_proto::registry::v1 as pb;
 use crm_service::{names, timestamp};
+use prost_types::Timestamp;
 use uuid::Uuid;
 
 use super::convert::tenant_key;
@@ -29,12 +32,17 @@ pub(super) fn report(
     violations: &mut Violations,
 ) -> Report {
     let mut tenants = Vec::with_capacity(message.tenants.len());
+    let mut seen = HashSet::new();
     for (index, calls) in message.tenants.into_iter().enumerate() {
         let field = format!("tenants[{index}].tenant");
         let Some(tenant_id) = names::parse_field("tenants", &calls.tenant, &field, violations)
         else {
             continue;
         };
+        if !seen.insert(tenant_id) {
+            violations.add(field, "DUPLICATE", "Each tenant once.");
+            continue;
+        }
         let closed = calls.sessions_closed.unwrap_or_default();
         tenants.push(TenantReport {
             tenant_id,
@@ -51,9 +59,7 @@ pub(super) fn report(
                 closed_revoked: closed.revoked,
                 calls: calls.calls,
                 calls_refused: calls.calls_refused,
-                last_call_time: calls.last_call_time.and_then(|time| {
-                    DateTime::from_timestamp(time.seconds, time.nanos.unsigned_abs())
-                }),
+                last_call_time: calls.last_call_time.and_then(last_call_time),
             },
         });
     }
@@ -64,6 +70,12 @@ pub(super) fn report(
         session_budget: i32::try_from(message.session_budget).unwrap_or(i32::MAX),
         tenants,
     }
+}
+
+/// PostgreSQL would round what it does not keep, beyond the year 9999.
+fn last_call_time(time: Timestamp) -> Option<DateTime<Utc>> {
+    let time = DateTime::from_timestamp(time.seconds, time.nanos.unsigned_abs())?;
+    Some(time.trunc_subsecs(6))
 }
 
 pub(super) fn activity(tenant_id: Uuid, activity: Activity) -> pb::TenantActivity {

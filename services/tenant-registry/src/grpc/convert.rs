@@ -133,14 +133,16 @@ pub(super) fn tenant_update(
         }
     });
     let target = key.map(|key| Target { key, revision: etag::parse(&tenant.etag) });
-    let Some(target) = target else { return Err(ApiError::invalid(violations)) };
     let mut new = NewTenant::from(tenant);
     // A mask that names fields asks for these alone.
     if request.update_mask.is_some_and(|mask| mask.paths != ["*"]) {
         new.slug = None;
     }
     let fields = fields.into_iter().map(|(_, field)| field).collect();
-    Ok((target, TenantPatch { fields, new, violations }))
+    let patch = TenantPatch { fields, new, violations };
+    // No tenant says what would become of it: the patch is checked by itself.
+    let target = target.ok_or_else(|| ApiError::invalid(patch.faults()))?;
+    Ok((target, patch))
 }
 
 /// The fields that an update can name.
@@ -274,10 +276,14 @@ impl From<ServiceMigrations> for pb::ServiceMigrations {
     }
 }
 
-/// A migration leaves its own version able to work.
+/// Versions have no gap, and a migration leaves its own version able to work.
 pub(super) fn check_migrations(migrations: &[pb::Migration], violations: &mut Violations) {
-    for (index, migration) in migrations.iter().enumerate() {
-        if migration.oldest_service_version > migration.version {
+    for ((index, migration), version) in migrations.iter().enumerate().zip(1..) {
+        if migration.version != version {
+            let field = format!("migrations[{index}].version");
+            violations.add(field, "VERSIONS", "1, 2, 3 and so on, in this order.");
+        }
+        if migration.oldest_service_version > version {
             let field = format!("migrations[{index}].oldest_service_version");
             violations.add(field, "VERSIONS", "At most the version of the migration.");
         }

@@ -222,22 +222,28 @@ impl Change {
 }
 
 impl TenantPatch {
+    /// All that is wrong with the request, whatever tenant it is for.
+    pub(crate) fn faults(&self) -> Violations {
+        let mut violations = self.violations.clone();
+        if self.fields.contains(&Field::DisplayName) && is_blank(&self.new.display_name) {
+            violations.add("tenant.display_name", "NOT_BLANK", "It must not be blank.");
+        }
+        violations
+    }
+
     /// Makes of the tenant what it becomes.
     ///
     /// # Errors
     ///
     /// All that is wrong with the request, and with what the tenant becomes.
     fn apply(&self, tenant: &mut Tenant) -> Result<(), Violations> {
-        let mut violations = self.violations.clone();
+        let mut violations = self.faults();
         for field in &self.fields {
             match field {
                 Field::DisplayName => tenant.display_name.clone_from(&self.new.display_name),
                 Field::Kind => tenant.kind = self.new.kind,
                 Field::Labels => tenant.labels.clone_from(&self.new.labels),
             }
-        }
-        if is_blank(&tenant.display_name) {
-            violations.add("tenant.display_name", "NOT_BLANK", "It must not be blank.");
         }
         // Whoever sends back what was read says nothing new.
         if self.new.slug.as_ref().is_some_and(|slug| *slug != tenant.slug) {
