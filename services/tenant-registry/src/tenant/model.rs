@@ -15,8 +15,9 @@ const MAX_SLUG: usize = 63;
 const MIN_SLUG: usize = 3;
 /// How long a deleted tenant can be restored.
 const GRACE: TimeDelta = TimeDelta::days(30);
-/// Room for the suffix that makes a derived slug unique.
-const MAX_DERIVED: usize = MAX_SLUG - 14;
+/// Room for the suffix that makes a derived slug unique, and for the prefix of
+/// one that would not begin with a letter.
+const MAX_DERIVED: usize = MAX_SLUG - 15;
 /// Names that would be mistaken for the platform's own.
 const RESERVED: [&str; 9] =
     ["admin", "api", "app", "crm", "mail", "static", "status", "support", "www"];
