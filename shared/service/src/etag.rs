@@ -16,7 +16,22 @@ pub fn parse(etag: &str) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn only_the_etag_of_a_revision_fits_it(
+            revision in 0..=i64::MAX,
+            text in r#"(W/)?"?[ +-]?[0-9]{0,20}[.e]?"?|\PC*"#,
+        ) {
+            prop_assert_eq!(parse(&format(revision)), Some(revision));
+            if let Some(revision @ 0..) = parse(&text) {
+                prop_assert_eq!(format(revision), text);
+            }
+        }
+    }
 
     #[test]
     fn an_etag_is_read_back_and_a_foreign_one_fits_nothing() {

@@ -120,7 +120,61 @@ fn value(text: &str) -> Option<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A filter of these comparisons.
+    fn written(comparisons: &[Equals]) -> String {
+        let escaped = |value: &str| value.replace('\\', r"\\").replace('"', "\\\"");
+        let written = comparisons.iter().map(|Equals { field, value, is_quoted }| {
+            if *is_quoted {
+                format!("{field} = \"{}\"", escaped(value))
+            } else {
+                format!("{field} = {value}")
+            }
+        });
+        written.collect::<Vec<_>>().join(" AND ")
+    }
+
+    fn any_comparisons() -> impl Strategy<Value = Vec<Equals>> {
+        let value = prop_oneof![
+            any::<String>().prop_map(|value| (value, true)),
+            "[A-Za-z0-9_./-]{1,20}".prop_map(|value| (value, false)),
+        ];
+        let path = r"(\.[A-Za-z0-9_]{1,8}){1,4}";
+        proptest::collection::btree_map(path, value, 0..6).prop_map(|map| {
+            let equals = map.into_iter().map(|(path, (value, is_quoted))| Equals {
+                field: format!("metadata{path}"),
+                value,
+                is_quoted,
+            });
+            equals.collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(comparisons in any_comparisons()) {
+            let read = super::comparisons(&written(&comparisons), &["metadata.*"]);
+
+            prop_assert_eq!(read, Ok(comparisons));
+        }
+
+        #[test]
+        fn no_text_is_too_odd_to_be_read_or_refused(
+            text in any::<String>(),
+            odd in r#"[( ]{0,6}((email|state|metadata[.a]*|é)[ =]{0,3}("[^"]*"?|[\\()'a]*) ?(AND|OR)? ?){0,4}"#,
+        ) {
+            for filter in [text, odd] {
+                let known = ["email", "state", "metadata.*"];
+                if let Ok(read) = super::comparisons(&filter, &known) {
+                    // What was understood says the same in plain words.
+                    prop_assert_eq!(super::comparisons(&written(&read), &known), Ok(read));
+                }
+            }
+        }
+    }
 
     fn read(filter: &str) -> Result<Vec<(String, String)>, String> {
         let found = comparisons(filter, &["email", "state"])?;

@@ -36,7 +36,45 @@ pub fn parse_field(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn every_id_is_read_back_from_its_name(id: u128, parent: u128) {
+            let (id, parent) = (Uuid::from_u128(id), Uuid::from_u128(parent));
+
+            prop_assert_eq!(parse("contacts", &format!("contacts/{id}")), Some(id));
+            let child = format!("conversations/{parent}/messages/{id}");
+            let both = parse_child("conversations", "messages", &child);
+            prop_assert_eq!(both, Some((parent, id)));
+        }
+
+        #[test]
+        fn what_is_no_name_to_the_letter_is_none(
+            id: u128, at in 0_usize..46, letter in r"[0-9A-Fa-f{}/ -]|\PC", text in r"\PC{0,60}",
+        ) {
+            let id = Uuid::from_u128(id);
+            let mut changed: Vec<_> = format!("contacts/{id}").chars().collect();
+            changed.splice(at.min(45)..(at + 1).min(45), letter.chars());
+
+            for id in [
+                changed.iter().skip(9).collect(),
+                id.to_string().to_uppercase(),
+                id.as_simple().to_string(),
+                id.as_braced().to_string(),
+                id.as_urn().to_string(),
+                text,
+            ] {
+                for text in [format!("contacts/{id}"), changed.iter().collect(), id] {
+                    if let Some(id) = parse("contacts", &text) {
+                        prop_assert_eq!(format!("contacts/{id}"), text);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_name_has_exactly_one_form() {

@@ -145,3 +145,63 @@ impl<P: Serialize + DeserializeOwned> Cursor<P> {
         Some(Self { revision, after })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(token: &str, binding: &Binding) -> Option<Cursor<Position>> {
+        Cursor::decode(token, binding, &mut Violations::default())
+    }
+
+    proptest! {
+        #[test]
+        fn a_token_is_read_back_and_no_byte_of_it_may_change(
+            revision in 0..=i64::MAX,
+            millis in 0_i64..4_102_444_800_000,
+            id: u128,
+            at: prop::sample::Index,
+            other: char,
+            argument in any::<String>(),
+        ) {
+            let binding = Binding::platform("ListContacts", &[&argument, "false"]);
+            let create_time = DateTime::from_timestamp_millis(millis).unwrap();
+            let after = Position { create_time, id: Uuid::from_u128(id) };
+            let token = Cursor { revision, after }.encode(&binding);
+
+            let cursor = read(&token, &binding).unwrap();
+            prop_assert_eq!((cursor.revision, cursor.after.id), (revision, after.id));
+            prop_assert_eq!(cursor.after.create_time, create_time);
+
+            let mut letters: Vec<_> = token.chars().collect();
+            let at = at.index(letters.len());
+            let is_same = letters[at] == other;
+            letters[at] = other;
+            let changed: String = letters.iter().collect();
+            prop_assert_eq!(read(&changed, &binding).is_some(), is_same);
+            let cut: String = token.chars().take(at).collect();
+            prop_assert!(read(&cut, &binding).is_none());
+            for foreign in [
+                Binding::platform("ListContacts", &[&argument, "true"]),
+                Binding::platform("ListContacts", &[&format!("{argument}false")]),
+                Binding::platform("ListTenants", &[&argument, "false"]),
+            ] {
+                prop_assert!(read(&token, &foreign).is_none());
+            }
+        }
+
+        #[test]
+        fn any_other_text_is_no_token(text in any::<String>(), bytes: Vec<u8>) {
+            let binding = Binding::platform("ListContacts", &[]);
+
+            for text in [text, URL_SAFE_NO_PAD.encode(bytes)] {
+                let mut violations = Violations::default();
+                let cursor = Cursor::<Position>::decode(&text, &binding, &mut violations);
+                prop_assert!(cursor.is_none());
+                prop_assert_eq!(violations.is_empty(), text.is_empty());
+            }
+        }
+    }
+}

@@ -274,7 +274,48 @@ fn is_phone(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_phone_number_has_one_key_however_it_is_written(
+            plus: bool,
+            digits in "[0-9]{3,20}",
+            fill in proptest::collection::vec("[ ()./-]{0,3}", 20),
+        ) {
+            let key = format!("{}{digits}", if plus { "+" } else { "" });
+            let spread = digits.chars().zip(&fill).map(|(digit, fill)| format!("{digit}{fill}"));
+            let written = format!("{}{}", if plus { "+" } else { "" }, spread.collect::<String>());
+
+            prop_assert!(is_phone(&written), "{}", written);
+            prop_assert_eq!(phone_key(&written), key);
+        }
+
+        #[test]
+        fn what_is_a_phone_number_has_a_key_of_digits(text in any::<String>(), near in "[+0-9 ()./x-]{0,30}") {
+            for text in [text, near] {
+                let key = phone_key(&text);
+
+                prop_assert_eq!(&phone_key(&key), &key);
+                if is_phone(&text) {
+                    let digits = key.strip_prefix('+').unwrap_or(&key);
+                    prop_assert!((3..=20).contains(&digits.len()));
+                    prop_assert!(digits.bytes().all(|digit| digit.is_ascii_digit()));
+                }
+            }
+        }
+
+        #[test]
+        fn an_email_address_has_one_at_and_no_line(text in any::<String>(), near in "[a-z@<>,. \n-]{0,20}") {
+            for text in [text, near, format!("{}@example.com", "a")] {
+                if is_email(&text) {
+                    prop_assert!(text.contains('@') && !text.contains(['\n', '\r', '\0', '<']));
+                }
+            }
+        }
+    }
 
     fn faults(new: &NewContact) -> Vec<(String, &'static str)> {
         let mut violations = Violations::default();

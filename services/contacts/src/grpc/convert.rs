@@ -307,3 +307,6 @@ fn json_to_value(value: Value) -> prost_types::Value {
     };
     prost_types::Value { kind: Some(kind) }
 }
+
+#[cfg(test)]
+mod tests;

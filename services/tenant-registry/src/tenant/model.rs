@@ -300,7 +300,43 @@ fn slug_base(display_name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn slugs_of_any_display_name_are_slugs(
+            name in any::<String>(),
+            plain in "[a-z0-9A-Z -]{0,80}",
+            id: u128,
+        ) {
+            for name in [name, plain, RESERVED[(id % 9) as usize].to_owned()] {
+                let slugs = derived_slugs(&name, Uuid::from_u128(id), 9);
+
+                prop_assert!(slugs.len() >= 9);
+                for slug in slugs {
+                    prop_assert!(is_slug(&slug), "{:?} gave {:?}", name, slug);
+                    prop_assert!((3..=63).contains(&slug.len()));
+                    prop_assert!(Uuid::try_parse(&slug).is_err());
+                    prop_assert!(!RESERVED.contains(&slug.as_str()));
+                }
+            }
+        }
+
+        #[test]
+        fn a_slug_is_a_label_of_dns(text in "[a-zA-Z0-9_. -]{0,70}") {
+            let letters = text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
+            let begins = text.starts_with(|c: char| c.is_ascii_lowercase());
+            let is_label =
+                letters && begins && !text.ends_with('-') && (3..64).contains(&text.len());
+
+            // UUIDs and reserved names are labels, and no slugs.
+            prop_assert!(!is_slug(&text) || is_label);
+            let is_excluded = Uuid::try_parse(&text).is_ok() || RESERVED.contains(&text.as_str());
+            prop_assert_eq!(is_slug(&text), is_label && !is_excluded);
+        }
+    }
 
     #[test]
     fn every_display_name_has_slugs_that_are_slugs() {
