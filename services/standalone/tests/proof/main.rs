@@ -6,6 +6,7 @@
 mod authorization;
 mod door;
 mod forge;
+mod input;
 mod isolation;
 mod metadata;
 mod methods;
