@@ -18,6 +18,7 @@ use tonic::service::interceptor::InterceptedService;
 use crate::activity::Activities;
 use crate::cluster::{self, Clusters};
 use crate::config::Config;
+use crate::consistency::Consistency;
 use crate::database::Database;
 use crate::events::Events;
 use crate::fence::Fences;
@@ -147,4 +148,10 @@ pub async fn identity(
 ) -> Result<Identity, Box<dyn Error + Send + Sync>> {
     let database = Database::connect(config);
     Ok(Identity::load(database, &config.master_key, clock).await?)
+}
+
+/// The comparison of the registry with its clusters alone, for whoever has its
+/// configuration. It connects when it is asked.
+pub fn consistency(config: &Config, clock: Clock) -> Consistency {
+    Consistency::new(Database::connect(config), clock)
 }

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 
 mod cluster;
+pub mod consistency;
 mod database;
 mod events;
 mod fence;

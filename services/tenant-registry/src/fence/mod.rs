@@ -58,6 +58,11 @@ impl From<FenceError> for ApiError {
     }
 }
 
+/// What whoever settles this tenant holds, in the registry's database.
+pub(crate) fn lock(tenant_id: Uuid) -> PgAdvisoryLock {
+    PgAdvisoryLock::new(format!("crm fence {tenant_id}"))
+}
+
 /// Enforces the states of tenants in their clusters.
 #[derive(Clone, Debug)]
 pub(crate) struct Fences {
@@ -75,7 +80,7 @@ impl Fences {
     pub(crate) async fn settle(&self, tenant_id: Uuid) -> Result<(), FenceError> {
         let _turn = self.turns.acquire().await;
         // One process at a time; the lock goes with its connection.
-        let lock = PgAdvisoryLock::new(format!("crm fence {tenant_id}"));
+        let lock = lock(tenant_id);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         // The state may change meanwhile: then once more.

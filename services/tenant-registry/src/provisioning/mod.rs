@@ -73,6 +73,11 @@ impl From<ProvisionError> for ApiError {
     }
 }
 
+/// What whoever makes this database holds, in the registry's database.
+pub(crate) fn lock(tenant_id: Uuid) -> PgAdvisoryLock {
+    PgAdvisoryLock::new(format!("crm provisioning {tenant_id}"))
+}
+
 /// Where a new tenant is to live.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
@@ -132,7 +137,7 @@ impl Provisioner {
     pub(crate) async fn finish(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
         let _turn = self.turns.acquire().await;
         // One process at a time; the lock goes with its connection.
-        let lock = PgAdvisoryLock::new(format!("crm provisioning {tenant_id}"));
+        let lock = lock(tenant_id);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         let planned = store::planned(&mut connection, tenant_id).await?;

@@ -44,7 +44,7 @@ impl Step {
     }
 
     /// An unknown name is the first step: every step may run twice.
-    fn parse(name: &str) -> Self {
+    pub(crate) fn parse(name: &str) -> Self {
         STEPS.iter().find(|(_, known)| *known == name).map_or(Self::Planned, |(step, _)| *step)
     }
 }

@@ -25,8 +25,6 @@ use crate::database::{Database, owned};
 use crate::provisioning::Step;
 use crate::seal::{SealError, fingerprint};
 
-/// Held by whoever takes in migrations or makes templates.
-const LOCK: &str = "crm schemas";
 /// How often clusters are looked for that lack a template.
 const CATCH_UP_EVERY: Duration = Duration::from_secs(5);
 /// The registry's own schema in every tenant database.
@@ -40,6 +38,12 @@ const PLATFORM_MIGRATIONS: &[(&str, &str)] = &[
         "CREATE RULE left_out AS ON INSERT TO platform.changes WHERE new.ordinal > 0 DO INSTEAD NOTHING",
     ),
 ];
+
+/// What whoever takes in migrations or makes templates holds, in the registry's
+/// database.
+pub(crate) fn lock() -> PgAdvisoryLock {
+    PgAdvisoryLock::new("crm schemas")
+}
 
 /// Why a schema was not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +212,7 @@ impl Schemas {
         }
         // One at a time, in all replicas; the lock goes with its connection.
         let _turn = self.turn.lock().await;
-        let lock = PgAdvisoryLock::new(LOCK);
+        let lock = lock();
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         if !store::is_service(&mut connection, service).await? {
@@ -264,7 +268,7 @@ impl Schemas {
     /// Makes the template of a cluster that lacks one, or a migration.
     pub(crate) async fn catch_up_cluster(&self, cluster: &str) -> Result<(), SchemaError> {
         let _turn = self.turn.lock().await;
-        let lock = PgAdvisoryLock::new(LOCK);
+        let lock = lock();
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let mut connection = lock.acquire(connection).await.map_err(StoreError::from)?;
         let mut tx = connection.begin().await.map_err(StoreError::from)?;

@@ -1,0 +1,171 @@
+//! Whether the clusters are as the registry says. It tells, and changes
+//! nothing.
+//!
+//! What is being worked at is not out of order, and is told apart in three
+//! ways. A database's row says how far its making has come, so that only what
+//! must be there by then is missed, and what the next step makes is known.
+//! Unfinished work counts as left only when it is old and nobody holds its
+//! lock, which whoever works at it does. And what is found is looked for once
+//! more a moment later, in a new reading of both sides, which are not read at
+//! once: it is told if it is there both times.
+//!
+//! The schemas inside of databases are not compared: the registry's login may
+//! not read them, and the waves do it over the logins that may.
+
+mod compare;
+mod model;
+mod store;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use crm_clock::Clock;
+use crm_tenancy::StoreError;
+use futures_util::future::join_all;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+pub use model::{Finding, FindingKind};
+
+use crate::cluster::store as clusters;
+use crate::database::Database;
+use crate::{fence, provisioning, schema};
+use compare::Comparison;
+use model::{Found, Known, Purpose};
+
+/// How old unfinished work must be to count as left: twice what it takes
+/// until another process takes it up.
+const LEFT_AFTER: TimeDelta = TimeDelta::seconds(30);
+/// How long a cluster may take to say what is there.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// When what was found is looked for again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Compares the registry with its clusters.
+#[derive(Clone, Debug)]
+pub struct Consistency {
+    database: Database,
+    clock: Clock,
+}
+
+impl Consistency {
+    pub(crate) fn new(database: Database, clock: Clock) -> Self {
+        Self { database, clock }
+    }
+
+    /// Everything that is not as it should be, in order; nothing when all is
+    /// well. A cluster that does not answer is a finding.
+    ///
+    /// # Errors
+    ///
+    /// When the registry's own database does not answer.
+    pub async fn report(&self) -> Result<Vec<Finding>, StoreError> {
+        self.confirmed(None).await
+    }
+
+    /// What is not as it should be about one tenant: its database, its logins,
+    /// and what the registry keeps of it.
+    ///
+    /// # Errors
+    ///
+    /// When the registry's own database does not answer.
+    pub async fn report_of(&self, tenant_id: Uuid) -> Result<Vec<Finding>, StoreError> {
+        self.confirmed(Some(tenant_id)).await
+    }
+
+    async fn confirmed(&self, only: Option<Uuid>) -> Result<Vec<Finding>, StoreError> {
+        let first = self.look(only).await?;
+        if first.is_empty() {
+            return Ok(first);
+        }
+        sleep(LOOK_AGAIN_AFTER).await;
+        let mut findings = self.look(only).await?;
+        let same = |one: &Finding, other: &Finding| {
+            (one.kind, &one.cluster, &one.subject) == (other.kind, &other.cluster, &other.subject)
+        };
+        findings.retain(|finding| first.iter().any(|earlier| same(earlier, finding)));
+        findings.sort();
+        Ok(findings)
+    }
+
+    async fn look(&self, only: Option<Uuid>) -> Result<Vec<Finding>, StoreError> {
+        let registry = &self.database.registry;
+        let mut known = store::known(registry, only).await?;
+        if only.is_none() {
+            // One without a database of the registry's may have others.
+            for cluster in clusters::ids(registry).await? {
+                known.entry(cluster).or_default();
+            }
+        }
+        let busy = self.busy(known.values().flatten()).await?;
+        let compared =
+            known.iter().map(|(cluster, known)| self.compare(cluster, known, &busy, only));
+        let mut findings = join_all(compared).await.concat();
+        for (tenant_id, tables) in store::rows_of_no_tenant(registry, only).await? {
+            let first = clusters::ids(registry).await?.into_iter().next();
+            findings.push(Finding {
+                kind: FindingKind::RowsOfNoTenant,
+                // The first has the registry's database.
+                cluster: first.unwrap_or_default(),
+                subject: format!("tenants/{tenant_id}"),
+                detail: tables,
+            });
+        }
+        Ok(findings)
+    }
+
+    async fn compare(
+        &self,
+        cluster: &str,
+        known: &[Known],
+        busy: &HashSet<Uuid>,
+        only: Option<Uuid>,
+    ) -> Vec<Finding> {
+        let found = match timeout(ANSWER_WITHIN, self.found(cluster, only)).await {
+            Ok(Ok(found)) => found,
+            silent => {
+                let cause = match silent {
+                    Ok(Err(error)) => crm_error::chain(&error),
+                    Ok(Ok(_)) | Err(_) => "it does not answer in time".to_owned(),
+                };
+                return vec![Finding {
+                    kind: FindingKind::ClusterUnreachable,
+                    cluster: cluster.to_owned(),
+                    subject: format!("clusters/{cluster}"),
+                    detail: format!("{} databases were not looked at: {cause}", known.len()),
+                }];
+            }
+        };
+        let before = self.clock.now() - LEFT_AFTER;
+        Comparison { cluster, known, found: &found, before, busy }.findings()
+    }
+
+    async fn found(&self, cluster: &str, only: Option<Uuid>) -> Result<Found, StoreError> {
+        let admin = self.database.cluster(cluster).await?;
+        store::found(admin.pool(), only).await
+    }
+
+    /// The databases whose lock someone holds.
+    async fn busy(&self, known: impl Iterator<Item = &Known>) -> Result<HashSet<Uuid>, StoreError> {
+        let registry = &self.database.registry;
+        let held = store::held_locks(registry).await?;
+        let is_held = |lock: sqlx::postgres::PgAdvisoryLock| {
+            lock.key().as_bigint().is_some_and(|key| held.contains(&key))
+        };
+        if held.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let (ids, purposes): (Vec<_>, Vec<_>) =
+            known.map(|known| (known.id, known.purpose)).unzip();
+        let waves = store::migration_locks(registry, &ids).await?;
+        let all = ids.into_iter().zip(purposes).zip(waves);
+        let busy = all.filter(|((id, purpose), wave)| {
+            held.contains(wave)
+                || is_held(provisioning::lock(*id))
+                || is_held(fence::lock(*id))
+                || *purpose == Purpose::Template && is_held(schema::lock())
+        });
+        Ok(busy.map(|((id, _), _)| id).collect())
+    }
+}
