@@ -58,8 +58,7 @@ async fn a_tenant_is_ready_when_it_is_answered_and_found_by_id_and_slug() {
     assert_eq!(created.labels["plan"], "gold");
     assert_eq!(get(&created.name).await.unwrap(), created);
     assert_eq!(get(&format!("tenants/{slug}")).await.unwrap(), created);
-    let id = created.name.strip_prefix("tenants/").unwrap().parse().unwrap();
-    let tenant = Tenant { tenant: created, id };
+    let tenant = Tenant::of(server(), created);
     let admin = tenant.admin();
     let mut contacts = ContactServiceClient::new(admin.channel(server().addresses.contacts));
     let contact = Contact {

@@ -7,6 +7,7 @@
 
 mod chance;
 mod channel;
+mod check;
 mod client;
 mod configuration;
 mod link;

@@ -8,6 +8,7 @@ use std::os::unix::process::{CommandExt as _, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crm_standalone::app::CLUSTER_SETUP;
@@ -22,6 +23,9 @@ use sqlx::{AssertSqlSafe, Connection as _};
 const MAX_CONNECTIONS: u32 = 800;
 /// How long a server may take to start again.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The superusers of the servers that this test program uses.
+static SUPERUSERS: Mutex<Vec<PgConnectOptions>> = Mutex::new(Vec::new());
 
 /// A PostgreSQL server, and the secrets of the installation on it.
 pub(crate) struct Postgres {
@@ -162,13 +166,22 @@ fn use_folder(folder: &Path) -> DataDir {
     DataDir::create(&folder.join("data")).unwrap()
 }
 
+/// The superuser of a server that this test program uses from now on.
 fn superuser(port: u16, secrets: &Secrets) -> PgConnectOptions {
-    PgConnectOptions::new_without_pgpass()
+    let superuser = PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
         .port(port)
         .username("postgres")
         .password(secrets.superuser.expose_secret())
-        .database("postgres")
+        .database("postgres");
+    SUPERUSERS.lock().unwrap_or_else(PoisonError::into_inner).push(superuser.clone());
+    superuser
+}
+
+/// The superuser of the server with this port, if this test program uses it.
+pub(crate) fn superuser_at(port: u16) -> Option<PgConnectOptions> {
+    let superusers = SUPERUSERS.lock().unwrap_or_else(PoisonError::into_inner);
+    superusers.iter().find(|superuser| superuser.get_port() == port).cloned()
 }
 
 /// Starts a server that outlives this function, and answers its folder.

@@ -6,11 +6,14 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use crm_clock::Clock;
-use crm_standalone::app::{Addresses, Config, Listeners, Suite};
+use crm_standalone::app::{Addresses, Config, Listeners, Suite, registry_config};
 use crm_standalone::data::Secrets;
+use crm_tenant_registry::app;
+use crm_tenant_registry::consistency::Consistency;
 use crm_tenant_registry::identity::Identity;
 use sqlx::Connection as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::log;
@@ -28,6 +31,12 @@ pub struct Server {
     pub clock: Clock,
     /// Signs any token.
     pub identity: Identity,
+    /// Compares the registry with its clusters.
+    pub consistency: Consistency,
+    /// A superuser's connections to the registry's database.
+    pub(crate) registry: PgPool,
+    /// Where it runs.
+    pub(crate) runtime: Handle,
     config: Config,
     postgres: Postgres,
 }
@@ -83,9 +92,21 @@ fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32)
             let shutdown = CancellationToken::new();
             let suite = suite(config.clone(), clock.clone()).await;
             suite.ready().await;
-            let identity = identity(&config, clock.clone()).await;
-            let addresses = suite.addresses;
-            send.send(Server { addresses, clock, identity, config, postgres }).unwrap();
+            let registry = registry_config(&config.superuser, &config.secrets);
+            let identity = app::identity(&registry, clock.clone()).await.unwrap();
+            let consistency = app::consistency(&registry, clock.clone());
+            let registry = config.superuser.clone().database("crm_registry");
+            let server = Server {
+                addresses: suite.addresses,
+                clock,
+                identity,
+                consistency,
+                registry: PgPoolOptions::new().max_connections(2).connect_lazy_with(registry),
+                runtime: Handle::current(),
+                config,
+                postgres,
+            };
+            send.send(server).unwrap();
             suite.run(shutdown).await.unwrap();
         });
     });
@@ -189,9 +210,4 @@ async fn suite(config: Config, clock: Clock) -> Suite {
     };
     let listeners = Listeners::bind(&addresses).await.unwrap();
     Suite::start(config, listeners, clock).await.unwrap()
-}
-
-async fn identity(config: &Config, clock: Clock) -> Identity {
-    let registry = crm_standalone::app::registry_config(&config.superuser, &config.secrets);
-    crm_tenant_registry::app::identity(&registry, clock).await.unwrap()
 }

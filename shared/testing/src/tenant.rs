@@ -1,5 +1,7 @@
 //! A tenant for a test.
 
+use std::sync::Arc;
+
 use crm_auth::{PLATFORM_OPERATOR, TenantClaims};
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
@@ -8,17 +10,20 @@ use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use crate::check::{Check, faults_of_log};
 use crate::client::Client;
 use crate::neighbour;
 use crate::server::{Server, server};
 
-/// A tenant with a database of its own.
+/// A tenant with a database of its own. When its last clone goes, what must
+/// hold of every tenant is checked, whatever the test did to it.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// As the registry answered it.
     pub tenant: pb::Tenant,
     /// Its id.
     pub id: Uuid,
+    check: Arc<Check>,
 }
 
 impl Tenant {
@@ -42,8 +47,21 @@ impl Tenant {
         };
         let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
         let tenant = client.create_tenant(operator.request(request)).await.unwrap().into_inner();
+        Self::of(server, tenant)
+    }
+
+    /// One that a server's registry answered.
+    pub fn of(server: &Server, tenant: pb::Tenant) -> Self {
         let id = tenant.name.strip_prefix("tenants/").unwrap().parse().unwrap();
-        Self { tenant, id }
+        let check = Arc::new(Check::new(server, id));
+        Self { tenant, id, check }
+    }
+
+    /// Says that this test breaks, on purpose and for good, what is checked at
+    /// the end of every other.
+    pub fn is_left_broken(&self, why: &'static str) {
+        println!("{} is left broken: {why}", self.tenant.name);
+        self.check.give_up();
     }
 
     /// A client with an administrator's token.
@@ -68,35 +86,9 @@ impl Tenant {
     /// head, and every row's revision is in it.
     pub async fn check_log(&self) {
         let mut database = self.database().await;
-        let (head, newest, revisions): (i64, i64, i64) = sqlx::query_as(
-            "SELECT h.revision, coalesce(max(c.revision), 0), count(DISTINCT c.revision)
-             FROM platform.head AS h LEFT JOIN platform.changes AS c ON true
-             GROUP BY h.revision",
-        )
-        .fetch_one(&mut database)
-        .await
-        .unwrap();
-        assert_eq!((head, head), (newest, revisions), "head, newest change, number of revisions");
-        let astray: i64 = sqlx::query_scalar(
-            "SELECT count(*)
-             FROM (
-                 SELECT 'contacts/' || contact_id AS name, revision FROM contacts.contacts
-                 UNION ALL
-                 SELECT 'conversations/' || conversation_id, revision FROM messaging.conversations
-                 UNION ALL
-                 SELECT 'conversations/' || conversation_id || '/messages/' || message_id, revision
-                 FROM messaging.messages
-             ) AS r
-             WHERE NOT EXISTS (
-                 SELECT FROM platform.changes AS c
-                 WHERE c.name = r.name AND c.revision = r.revision
-             )",
-        )
-        .fetch_one(&mut database)
-        .await
-        .unwrap();
-        assert_eq!(astray, 0, "rows whose change is not in the log");
+        let faults = faults_of_log(&mut database).await.unwrap();
         database.close().await.unwrap();
+        assert!(faults.is_empty(), "{faults:?}");
     }
 }
 

@@ -106,8 +106,7 @@ async fn try_tenant(server: &Server) -> Result<Tenant, Status> {
         ..CreateTenantRequest::default()
     };
     let tenant = client.create_tenant(operator.request(request)).await?.into_inner();
-    let id = tenant.name.strip_prefix("tenants/").unwrap().parse().unwrap();
-    Ok(Tenant { tenant, id })
+    Ok(Tenant::of(server, tenant))
 }
 
 async fn tenant(server: &Server) -> Tenant {

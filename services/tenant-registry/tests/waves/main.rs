@@ -26,7 +26,8 @@ async fn a_wave_raises_every_tenant_four_at_a_time_while_they_are_used() {
     // What a tenant may be: in use, suspended, deleted.
     let mut registry = server().superuser("crm_registry").await;
     for (tenant, state) in [(&tenants[7], 3_i16), (&tenants[8], 4)] {
-        let changed = sqlx::query("UPDATE tenants SET state = $2 WHERE tenant_id = $1");
+        let changed =
+            sqlx::query("UPDATE tenants SET state = $2, is_settled = false WHERE tenant_id = $1");
         changed.bind(tenant.id).bind(state).execute(&mut registry).await.unwrap();
     }
     let (watch, most) = watch_sessions();
