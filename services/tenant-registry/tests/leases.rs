@@ -6,8 +6,9 @@ use crm_proto::identity::v1::IssueServiceTokenRequest;
 use crm_proto::identity::v1::auth_service_client::AuthServiceClient;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::{AcquireLeaseRequest, Migration, RegisterSchemaRequest};
-use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, server};
+use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, own_server, server};
 use secrecy::ExposeSecret as _;
+use sqlx::Connection as _;
 use tonic::{Code, Request, Status};
 
 fn service(name: &str) -> Client {
@@ -24,14 +25,18 @@ fn acquire(tenant: &str) -> AcquireLeaseRequest {
     AcquireLeaseRequest { tenant: tenant.to_owned() }
 }
 
-async fn register(client: &Client, sql: &[&str]) -> Result<u32, Status> {
+fn schema(sql: &[&str]) -> RegisterSchemaRequest {
     let migrations = (1..).zip(sql).map(|(version, sql)| Migration {
         version,
         description: "test".to_owned(),
         sql: (*sql).to_owned(),
         oldest_service_version: 0,
     });
-    let request = RegisterSchemaRequest { migrations: migrations.collect() };
+    RegisterSchemaRequest { migrations: migrations.collect() }
+}
+
+async fn register(client: &Client, sql: &[&str]) -> Result<u32, Status> {
+    let request = schema(sql);
     let mut leases = leases(client, server().addresses.internal);
     Ok(leases.register_schema(client.request(request)).await?.into_inner().schema_version)
 }
@@ -115,6 +120,44 @@ async fn only_the_right_secret_gives_a_token() {
     let faults = field_faults(auth.issue_service_token(ask("", "")).await);
     assert_eq!(faults.len(), 2);
     assert!(!format!("{:?}", ask("a", "hidden").into_inner()).contains("hidden"));
+}
+
+#[tokio::test]
+async fn a_template_that_failed_and_is_still_in_use_stands_in_nobodys_way() {
+    let server = own_server(0);
+    let roles = vec!["roles/internal.service".to_owned()];
+    let issued = server.identity.issue("services/contacts".to_owned(), roles, None).unwrap();
+    let contacts = Client::new(issued.token);
+    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
+    let second = include_str!("../../contacts/migrations/0002_filters.sql");
+    let register = async |third: &str| {
+        let mut leases = leases(&contacts, server.addresses.internal);
+        leases.register_schema(contacts.request(schema(&[first, second, third]))).await
+    };
+    let unfinished = async || -> Vec<String> {
+        sqlx::query_scalar("SELECT name FROM databases WHERE step <> 'ready' ORDER BY name")
+            .fetch_all(&mut server.superuser("crm_registry").await)
+            .await
+            .unwrap()
+    };
+    let failed = (Code::FailedPrecondition, "MIGRATION_FAILED".to_owned());
+    assert_eq!(code_and_reason(register("SELECT 1/0").await), failed);
+    let left = unfinished().await;
+    // As a migrator whose process is gone: the registry cannot end the session.
+    let session = server.superuser(&left[0]).await;
+
+    assert_eq!(code_and_reason(register("SELECT 1/0").await), failed);
+    assert_eq!((left.len(), unfinished().await.len()), (1, 2));
+    session.close().await.unwrap();
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'crm_template%'";
+    let mut postgres = server.superuser("postgres").await;
+    while sqlx::query_scalar::<_, i64>(sessions).fetch_one(&mut postgres).await.unwrap() > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    register("SELECT 1").await.unwrap();
+
+    assert_eq!(unfinished().await, [""; 0]);
+    assert_eq!(server.consistency.report().await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -325,8 +325,15 @@ impl Schemas {
         let registry = &self.database.registry;
         let cluster = &behind.cluster;
         for (id, name) in store::unfinished_templates(registry, cluster).await? {
-            admin.drop(&name).await?;
-            store::delete_database(registry, id).await?;
+            // A session of its migrator may not have ended yet, and the registry
+            // cannot end it. The next template removes this one, too.
+            match admin.drop(&name).await {
+                Ok(()) => store::delete_database(registry, id).await?,
+                Err(error) => {
+                    let cause = crm_error::chain(&error);
+                    tracing::warn!(cluster, template = name, cause, "it is removed later");
+                }
+            }
         }
         let id = self.clock.new_id();
         let name = store::plan_template(registry, id, cluster, self.clock.now()).await?;
