@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use crm_clock::Clock;
 use crm_service::{DataApp, DataConfig, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use secrecy::SecretString;
@@ -40,10 +41,26 @@ pub struct DataReplica {
 impl Server {
     /// Starts another replica of contacts and messaging.
     pub async fn data_replica(&self) -> DataReplica {
+        let (public, internal) = (self.addresses.registry, self.addresses.internal);
+        let secrets = self.secrets();
+        let secrets = [&secrets.contacts, &secrets.messaging];
+        DataReplica::start(public, internal, secrets, self.clock.clone()).await
+    }
+}
+
+impl DataReplica {
+    /// Starts contacts and messaging, with their secrets, beside a registry that
+    /// listens here.
+    pub async fn start(
+        public: SocketAddr,
+        internal: SocketAddr,
+        [contacts, messaging]: [&SecretString; 2],
+        clock: Clock,
+    ) -> Self {
         let (sender, link) = watch::channel(Link::Up);
         let endpoints = RegistryEndpoints {
-            public: forward(self.addresses.registry, link.clone()).await,
-            internal: forward(self.addresses.internal, link).await,
+            public: forward(public, link.clone()).await,
+            internal: forward(internal, link).await,
             tls: None,
         };
         let config = |secret: &SecretString, listener: &TcpListener| DataConfig {
@@ -52,23 +69,20 @@ impl Server {
             instance: listener.local_addr().unwrap().to_string(),
             session_budget: 20,
         };
-        let secrets = self.secrets();
         let at_contacts = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let at_messaging = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let contacts = config(&secrets.contacts, &at_contacts);
-        let contacts = crm_contacts::app::start(contacts, self.clock.clone()).await.unwrap();
-        let messaging = config(&secrets.messaging, &at_messaging);
-        let messaging = crm_messaging::app::start(messaging, self.clock.clone()).await.unwrap();
+        let contacts = config(contacts, &at_contacts);
+        let contacts = crm_contacts::app::start(contacts, clock.clone()).await.unwrap();
+        let messaging = config(messaging, &at_messaging);
+        let messaging = crm_messaging::app::start(messaging, clock).await.unwrap();
         let shutdown = CancellationToken::new();
         let sessions = vec![contacts.sessions.clone(), messaging.sessions.clone()];
         let (contacts, first) = listen(contacts, at_contacts, &shutdown).await;
         let (messaging, second) = listen(messaging, at_messaging, &shutdown).await;
         let (link, serving) = (sender, vec![first, second]);
-        DataReplica { contacts, messaging, link, shutdown, serving, sessions }
+        Self { contacts, messaging, link, shutdown, serving, sessions }
     }
-}
 
-impl DataReplica {
     /// Cuts the link: connections end, and new ones end at once.
     pub fn cut(&self) {
         self.link.send_replace(Link::Cut);

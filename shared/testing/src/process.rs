@@ -126,6 +126,11 @@ impl Process {
         }
     }
 
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop, and waits for its end.
     pub async fn terminate(mut self) -> ExitStatus {
         self.signal("TERM");
