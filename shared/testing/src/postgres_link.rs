@@ -40,6 +40,9 @@ pub enum Verdict {
     Pass,
     /// The connection ends.
     Cut(Side),
+    /// Nothing moves on the connection any more: neither the statement nor its
+    /// end reaches the server.
+    Hang,
     /// The process with this id is killed (SIGKILL).
     Kill(Side, u32),
 }
@@ -127,6 +130,7 @@ impl PostgresLink {
                             continue;
                         }
                         Some(Verdict::Cut(side)) => (side, None),
+                        Some(Verdict::Hang) => return std::future::pending().await,
                         Some(Verdict::Kill(side, pid)) => (side, Some(pid)),
                     };
                     if side == Side::After {

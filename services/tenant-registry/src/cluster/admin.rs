@@ -44,6 +44,14 @@ impl ClusterAdmin {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(Duration::from_secs(3))
+            // What was given up on may hang: the pool would wait for it for
+            // ever, and lack it for as long.
+            .after_release(|connection, _| {
+                Box::pin(async {
+                    let answer = tokio::time::timeout(PATIENCE, connection.ping()).await;
+                    answer.map_err(|_| sqlx::Error::PoolTimedOut)?.map(|()| true)
+                })
+            })
             .connect_lazy_with(options.clone().database(DATABASE));
         Self { pool, options, answers: Arc::new(AtomicBool::new(true)) }
     }

@@ -24,6 +24,7 @@ use crm_tenancy::StoreError;
 use sqlx::PgConnection;
 use sqlx::postgres::PgAdvisoryLock;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 pub(crate) use store::Step;
@@ -35,6 +36,9 @@ use crate::lease::{LeaseError, Logins};
 const RESUME_AFTER: chrono::TimeDelta = chrono::TimeDelta::seconds(15);
 /// How often unfinished tenants are looked for.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
+/// How long making one may take: a cluster that was lost on the way must not
+/// keep the others' from being made.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
 /// How many databases one process makes at once. Each holds a connection to
 /// the registry's database, and needs another one now and then.
 const AT_ONCE: usize = 4;
@@ -48,6 +52,8 @@ pub(crate) enum ProvisionError {
     NoRoom,
     #[error("the tenant is not planned")]
     NotPlanned,
+    #[error("the cluster does not answer in time")]
+    TooSlow,
     #[error("the tenant's logins could not be made")]
     Login(#[from] Box<LeaseError>),
     #[error("a step of the database's making failed")]
@@ -67,6 +73,7 @@ impl From<ProvisionError> for ApiError {
                 "no cluster takes another tenant; an operator has to add one",
             ),
             ProvisionError::NotPlanned => Self::internal(error),
+            ProvisionError::TooSlow => Self::unavailable(error),
             ProvisionError::Login(error) => (*error).into(),
             ProvisionError::Store(error) => error.into(),
         }
@@ -136,6 +143,11 @@ impl Provisioner {
     /// Takes a tenant through the steps that are left, until it is active.
     pub(crate) async fn finish(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
         let _turn = self.turns.acquire().await;
+        let finished = timeout(FINISH_WITHIN, self.take_steps(tenant_id)).await;
+        finished.unwrap_or(Err(ProvisionError::TooSlow))
+    }
+
+    async fn take_steps(&self, tenant_id: Uuid) -> Result<(), ProvisionError> {
         // One process at a time; the lock goes with its connection.
         let lock = lock(tenant_id);
         let connection = self.database.registry.acquire().await.map_err(StoreError::from)?;

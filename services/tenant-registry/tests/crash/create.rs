@@ -1,11 +1,13 @@
 //! CreateTenant without a spare.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crm_proto::registry::v1::tenant::State;
 use crm_proto::registry::v1::{CreateTenantRequest, Tenant};
-use crm_testing::Side;
+use crm_testing::{Side, Verdict};
+use futures_util::future::join_all;
 use tonic::Code;
 
 use crate::installation::{Installation, LOOK_EVERY, PATIENCE, id, patiently};
@@ -14,6 +16,9 @@ use crate::points::{Harm, harm, points, rounds};
 /// What is written down for good: killing a process between two of these is
 /// the same anywhere.
 const STEPS: [&str; 4] = ["COMMIT", "WITH stepped", "CREATE DATABASE", "UPDATE requests"];
+
+/// How many tenants the registry makes at once.
+const AT_ONCE: usize = 4;
 
 /// Repeats a request until it is answered: it is one tenant's, which works.
 /// Answers how often the call was made.
@@ -46,6 +51,39 @@ async fn taken_up(installation: &Installation, request: &CreateTenantRequest) {
         assert!(start.elapsed() < PATIENCE, "nobody takes it up");
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_hangs_keeps_nobody_elses_tenant_from_being_made() {
+    let installation = Installation::start(0).await;
+    let requests: Vec<_> = (0..AT_ONCE).map(|_| installation.request()).collect();
+    let hung = Arc::new(AtomicUsize::new(0));
+    let shared = hung.clone();
+    // In the saga's last step: the database is there, and not open.
+    installation.link.judge(move |statement| {
+        let hangs = statement.text.contains("ALTER DATABASE");
+        shared.fetch_add(usize::from(hangs), Ordering::Relaxed);
+        if hangs { Verdict::Hang } else { Verdict::Pass }
+    });
+
+    let hanging = join_all(requests.iter().map(|request| installation.create(request)));
+    let next = async {
+        while hung.load(Ordering::Relaxed) < AT_ONCE {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        installation.link.pass();
+        let request = installation.request();
+        same_tenant(&installation, &request, None).await
+    };
+    let (hanging, calls) = tokio::join!(hanging, next);
+
+    for (outcome, request) in hanging.into_iter().zip(&requests) {
+        assert_eq!(outcome.unwrap_err().code(), Code::Unavailable);
+        same_tenant(&installation, request, None).await;
+    }
+    installation.all_is_consistent().await;
+    println!("CreateTenant: {AT_ONCE} connections hung; {calls} calls until the next was made");
+    installation.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
