@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
-use crm_testing::{Client, Folder, Process, Tenant, program, reason, server};
+use crm_testing::{Channel, Client, Folder, Process, Tenant, program, reason, server};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use prost::Message as _;
@@ -22,7 +22,6 @@ use tokio::time::sleep;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 const REQUESTS: usize = 1000;

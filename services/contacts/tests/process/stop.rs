@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
 use crm_testing::{
-    Client, Folder, OpenStreams, Process, Tenant, Traffic, Wire, ask_admin, code_and_reason, server,
+    Channel, Client, Folder, OpenStreams, Process, Tenant, Traffic, Wire, ask_admin,
+    code_and_reason, server,
 };
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 

@@ -14,11 +14,10 @@ use crm_proto::messaging::v1::message::SenderType;
 use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{CreateMessageRequest, Message};
 use crm_testing::{
-    Client, Folder, OpenStreams, Process, Tenant, Traffic, Wire, ask_admin, code_and_reason,
-    free_address, hand_on, health, program, server,
+    Channel, Client, Folder, OpenStreams, Process, Tenant, Traffic, Wire, ask_admin,
+    code_and_reason, free_address, hand_on, health, program, server,
 };
 use secrecy::ExposeSecret as _;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 

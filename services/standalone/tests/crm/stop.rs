@@ -10,11 +10,10 @@ use crm_proto::contacts::v1::{Contact, CreateContactRequest, ListContactsRequest
 use crm_proto::messaging::v1::message::SenderType;
 use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{CreateMessageRequest, ListMessagesRequest, Message};
-use crm_testing::{Client, OpenStreams, Traffic, Wire};
+use crm_testing::{Channel, Client, OpenStreams, Traffic, Wire};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::installation::{Installation, text};

@@ -7,9 +7,8 @@ use crm_proto::contacts::v1::{Contact, CreateContactRequest, UpdateContactReques
 use crm_proto::messaging::v1::message::SenderType;
 use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{CreateMessageRequest, Message};
-use crm_testing::Client;
+use crm_testing::{Channel, Client};
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// A write.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use crm_tenant_registry::consistency::Consistency;
 use crm_tenant_registry::identity::Identity;
 use crm_tenant_registry::{Account, ClusterAddress, Config, MasterKey, OPERATOR, app, new_secret};
 use crm_testing::{
-    Client, DataReplica, Folder, OtherCluster, PostgresLink, Process, program, reason,
+    Channel, Client, DataReplica, Folder, OtherCluster, PostgresLink, Process, program, reason,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::PgConnection;
@@ -130,7 +130,7 @@ impl Installation {
         sqlx::raw_sql(statement).execute(&mut self.registry().await).await.unwrap();
     }
 
-    pub(crate) fn tenants(&self) -> (Client, TenantServiceClient<tonic::transport::Channel>) {
+    pub(crate) fn tenants(&self) -> (Client, TenantServiceClient<Channel>) {
         let client = TenantServiceClient::new(self.operator.channel(self.public));
         (self.operator.clone(), client)
     }

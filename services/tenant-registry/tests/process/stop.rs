@@ -14,11 +14,11 @@ use crm_proto::registry::v1::{
 };
 use crm_tenancy::{Migration, RegistryClient, RegistryEndpoints};
 use crm_testing::{
-    Client, Folder, OpenStreams, OtherCluster, Outcomes, Process, Traffic, Wire, code_and_reason,
+    Channel, Client, Folder, OpenStreams, OtherCluster, Outcomes, Process, Traffic, Wire,
+    code_and_reason,
 };
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::net::unix::pipe::OpenOptions;
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use tonic_health::pb::health_check_response::ServingStatus;
 
