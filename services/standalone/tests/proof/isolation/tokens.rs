@@ -97,19 +97,23 @@ fn tampered(token: &str) -> Vec<String> {
         letters[at] = if letters[at] == b'A' { b'B' } else { b'A' };
         texts.push(String::from_utf8(letters).unwrap());
     }
-    // Read, changed and written again.
-    let text = URL_SAFE_NO_PAD.decode(token).unwrap();
-    let read: serde_json::Value = serde_json::from_slice(&text).unwrap();
-    let keys: Vec<_> = read.as_object().unwrap().keys().cloned().collect();
-    for key in keys {
+    // Read, changed and written again: a checksum, and a revision with a place.
+    let bytes = URL_SAFE_NO_PAD.decode(token).unwrap();
+    let (checksum, cursor) = bytes.split_at(16);
+    let read: serde_json::Value = serde_json::from_slice(cursor).unwrap();
+    for part in [0, 1] {
         for value in [json!(null), json!(-1), json!(1), json!("x"), json!({}), json!(i64::MAX)] {
             let mut changed = read.clone();
-            changed[&key] = value;
+            changed[part] = value;
             if changed != read {
-                texts.push(URL_SAFE_NO_PAD.encode(changed.to_string()));
+                let changed = changed.to_string();
+                texts.push(URL_SAFE_NO_PAD.encode([checksum, changed.as_bytes()].concat()));
             }
         }
     }
+    texts.push(URL_SAFE_NO_PAD.encode(checksum));
+    texts.push(URL_SAFE_NO_PAD.encode(cursor));
+    texts.push(URL_SAFE_NO_PAD.encode([&[0; 16], cursor].concat()));
     texts
 }
 
