@@ -24,6 +24,8 @@ const FIRST_GENERATION: i32 = 1;
 pub(crate) enum LeaseError {
     #[error("there is no such tenant")]
     NotFound,
+    #[error("the service has no schema in tenant databases")]
+    UnknownService,
     #[error("the tenant is still being made")]
     Inactive,
     #[error("the tenant is suspended")]
@@ -42,6 +44,7 @@ impl From<LeaseError> for ApiError {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::NotFound => Self::not_found("tenant", ""),
+            LeaseError::UnknownService => Self::not_found("service", ""),
             LeaseError::Inactive => {
                 Self::new(ErrorReason::TenantInactive, "the tenant is still being made")
             }
@@ -87,6 +90,9 @@ impl Logins {
         owned(async move {
             let row = store::lease(&this.database.registry, tenant_id, &service).await?;
             let row = row.ok_or(LeaseError::NotFound)?;
+            if !row.service_is_known {
+                return Err(LeaseError::UnknownService);
+            }
             admit(&row.standing)?;
             let login = this.ensure(tenant_id, &service).await?;
             Ok((row, login))

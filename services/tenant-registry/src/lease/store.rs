@@ -17,6 +17,7 @@ pub(crate) struct LeaseRow {
     pub(super) standing: Standing,
     pub(crate) tenant_generation: i32,
     pub(crate) access_version: i64,
+    pub(super) service_is_known: bool,
     pub(crate) schema_version: i32,
     pub(crate) oldest_service_version: i32,
 }
@@ -54,6 +55,7 @@ pub(super) async fn lease(
     let row = sqlx::query_as(
         "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state, t.is_settled,
              t.generation AS tenant_generation, t.access_version,
+             EXISTS (SELECT FROM services WHERE service = $2) AS service_is_known,
              coalesce(v.version, 0) AS schema_version,
              coalesce((
                  SELECT max(m.oldest_service_version)
