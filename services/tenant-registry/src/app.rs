@@ -94,6 +94,7 @@ impl App {
 
         // The clusters that they live in.
         let clusters = Clusters::new(database.clone(), schemas.clone(), provisioner, clock.clone());
+        let consistency = Consistency::new(database.clone(), clock.clone());
 
         // What becomes of tenants, for the services that watch.
         let drain = CancellationToken::new();
@@ -105,7 +106,7 @@ impl App {
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
             .service(
-                ClusterServiceServer::new(ClusterApi { clusters })
+                ClusterServiceServer::new(ClusterApi { clusters, consistency })
                     .max_decoding_message_size(MAX_MESSAGE_BYTES),
             )
             .service(

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use crm_proto::registry::v1::cluster::TlsMode;
 use crm_proto::registry::v1::cluster_service_client::ClusterServiceClient;
+use crm_proto::registry::v1::finding::Kind;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
-    Cluster, CreateClusterRequest, CreateTenantRequest, ResumeTenantRequest, SuspendTenantRequest,
-    Tenant as TenantMessage,
+    CheckClustersRequest, CheckClustersResponse, Cluster, CreateClusterRequest,
+    CreateTenantRequest, ResumeTenantRequest, SuspendTenantRequest, Tenant as TenantMessage,
 };
 use crm_tenant_registry::consistency::FindingKind::{self, *};
 use crm_testing::{Client, OtherCluster, Server, Tenant, own_server};
@@ -354,4 +355,26 @@ async fn work_that_goes_on_is_no_disorder() {
         format!("UPDATE tenants SET update_time = now() WHERE tenant_id = '{}'", tenant.id);
     until(&server, &settled, &[]).await;
     println!("{reports} reports");
+}
+
+#[tokio::test]
+async fn an_operator_sees_what_is_out_of_order() {
+    let server = own_server(0);
+    let operator = Client::operator(&server);
+    let mut client = ClusterServiceClient::new(operator.channel(server.addresses.registry));
+    let request = CheckClustersRequest {};
+
+    let before = client.check_clusters(operator.request(request)).await.unwrap().into_inner();
+    let orphan = format!("tenant_{}", server.clock.new_id().as_simple());
+    let mut postgres = server.superuser("postgres").await;
+    let create = AssertSqlSafe(format!("CREATE DATABASE {orphan}"));
+    sqlx::raw_sql(create).execute(&mut postgres).await.unwrap();
+    let after = client.check_clusters(operator.request(request)).await.unwrap().into_inner();
+
+    assert_eq!(before, CheckClustersResponse::default());
+    let [finding] = &after.findings[..] else { unreachable!("{after:?}") };
+    assert_eq!(finding.kind(), Kind::DatabaseOrphan);
+    assert_eq!((finding.cluster.as_str(), &finding.subject), ("clusters/local", &orphan));
+    assert_eq!(after.finding_count, 1);
+    postgres.close().await.unwrap();
 }

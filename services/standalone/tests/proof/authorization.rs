@@ -242,7 +242,7 @@ fn what_a_method_asks_for_fits_its_verb_and_its_service() {
         let options =
             method.descriptor.method_descriptor_proto().options.clone().unwrap_or_default();
         let reads = options.idempotency_level() == IdempotencyLevel::NoSideEffects;
-        let verbs = ["Get", "List", "Watch", "Summarize"];
+        let verbs = ["Check", "Get", "List", "Summarize", "Watch"];
         let verb_reads = verbs.iter().any(|verb| method.descriptor.name().starts_with(verb));
         assert_eq!(reads, verb_reads, "{name}");
 

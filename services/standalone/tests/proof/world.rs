@@ -77,6 +77,7 @@ impl Inhabited {
         match method {
             "AuthService.GetJwks"
             | "ChangeService.ListChanges"
+            | "ClusterService.CheckClusters"
             | "ClusterService.ListClusters"
             | "ContactService.ListContacts"
             | "ConversationService.ListConversations"

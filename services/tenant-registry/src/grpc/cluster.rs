@@ -5,6 +5,7 @@ use crm_error::{ApiError, Violations};
 use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::cluster::{State, TlsMode};
 use crm_proto::registry::v1::cluster_service_server::ClusterService;
+use crm_proto::registry::v1::finding::Kind;
 use crm_service::mask::masked;
 use crm_service::open::{open, settle};
 use crm_service::page::{self, Binding, Cursor, Page};
@@ -14,7 +15,10 @@ use tonic::{Request, Response, Status};
 
 use crate::cluster::model::{DEFAULT_CAPACITY, DEFAULT_SPARES, Field, Settings, is_id};
 use crate::cluster::{ClusterPatch, Clusters, NewCluster, Seen, Target};
+use crate::consistency::{Consistency, Finding, FindingKind};
 
+/// The most findings in one answer.
+const MAX_FINDINGS: usize = 1000;
 /// PostgreSQL's own port.
 const DEFAULT_PORT: u16 = 5432;
 /// The fields that an update can name.
@@ -29,6 +33,7 @@ const FIELDS: [(&str, Field); 4] = [
 #[derive(Debug)]
 pub(crate) struct ClusterApi {
     pub(crate) clusters: Clusters,
+    pub(crate) consistency: Consistency,
 }
 
 #[tonic::async_trait]
@@ -100,6 +105,18 @@ impl ClusterService for ClusterApi {
             self.clusters.update(target, patch, caller, key).await.map_err(ApiError::from)?
         };
         Ok(Response::new(cluster))
+    }
+
+    async fn check_clusters(
+        &self,
+        request: Request<pb::CheckClustersRequest>,
+    ) -> Result<Response<pb::CheckClustersResponse>, Status> {
+        let (_, _, violations) = open::<PlatformContext, _>(request)?;
+        settle(Some(()), violations)?;
+        let findings = self.consistency.report().await.map_err(ApiError::from)?;
+        let finding_count = i32::try_from(findings.len()).unwrap_or(i32::MAX);
+        let findings = findings.into_iter().take(MAX_FINDINGS).map(pb::Finding::from).collect();
+        Ok(Response::new(pb::CheckClustersResponse { findings, finding_count }))
     }
 }
 
@@ -222,4 +239,42 @@ impl From<Seen> for pb::Cluster {
 
 fn count(number: i64) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+impl From<Finding> for pb::Finding {
+    fn from(finding: Finding) -> Self {
+        Self {
+            kind: Kind::from(finding.kind).into(),
+            cluster: format!("clusters/{}", finding.cluster),
+            subject: finding.subject,
+            detail: finding.detail,
+        }
+    }
+}
+
+impl From<FindingKind> for Kind {
+    fn from(kind: FindingKind) -> Self {
+        match kind {
+            FindingKind::ClusterUnreachable => Self::ClusterUnreachable,
+            FindingKind::DatabaseMissing => Self::DatabaseMissing,
+            FindingKind::DatabaseOrphan => Self::DatabaseOrphan,
+            FindingKind::DatabaseInvalid => Self::DatabaseInvalid,
+            FindingKind::DatabaseOpen => Self::DatabaseOpen,
+            FindingKind::DatabaseClosed => Self::DatabaseClosed,
+            FindingKind::DatabaseRights => Self::DatabaseRights,
+            FindingKind::DatabaseWithoutTenant => Self::DatabaseWithoutTenant,
+            FindingKind::TenantWithoutDatabase => Self::TenantWithoutDatabase,
+            FindingKind::LoginMissing => Self::LoginMissing,
+            FindingKind::LoginOrphan => Self::LoginOrphan,
+            FindingKind::LoginOpen => Self::LoginOpen,
+            FindingKind::LoginShut => Self::LoginShut,
+            FindingKind::LoginRights => Self::LoginRights,
+            FindingKind::SecretWithoutLogin => Self::SecretWithoutLogin,
+            FindingKind::RowsOfNoTenant => Self::RowsOfNoTenant,
+            FindingKind::MakingLeft => Self::MakingLeft,
+            FindingKind::StateLeft => Self::StateLeft,
+            FindingKind::MigrationLeft => Self::MigrationLeft,
+            FindingKind::SpareFailed => Self::SpareFailed,
+        }
+    }
 }

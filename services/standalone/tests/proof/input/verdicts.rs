@@ -48,7 +48,7 @@ fn judges() -> BTreeMap<String, Judge> {
         identity: IssueServiceTokenRequest GetJwksRequest;
         messaging: CreateConversationRequest GetConversationRequest ListConversationsRequest
             UpdateConversationRequest CreateMessageRequest GetMessageRequest ListMessagesRequest;
-        registry: CreateClusterRequest GetClusterRequest ListClustersRequest UpdateClusterRequest
+        registry: CreateClusterRequest GetClusterRequest ListClustersRequest UpdateClusterRequest CheckClustersRequest
             AcquireLeaseRequest ReportActivityRequest RegisterSchemaRequest WatchTenantsRequest
             ListTenantMigrationsRequest RetryTenantMigrationRequest SummarizeMigrationsRequest
             CreateTenantRequest GetTenantRequest ListTenantsRequest UpdateTenantRequest
