@@ -234,9 +234,7 @@ impl Suite {
         let asked = Instant::now();
         shutdown.cancel();
         // Health checks fail first, so that nobody sends new calls.
-        for health in self.healths {
-            health.set(false).await;
-        }
+        Health::give_notice(&self.healths).await;
         self.stop_front.cancel();
         while let Some(ended) = self.front.join_next().await {
             ended??;

@@ -30,6 +30,9 @@ pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);
 pub(crate) const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// How long an old connection may finish its calls.
 pub(crate) const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+/// How long health checks fail before calls are refused, so that those who
+/// watch send them elsewhere.
+pub(crate) const NOTICE: Duration = Duration::from_millis(200);
 /// How long calls may go on after the first signal to stop: it is the deadline
 /// of those that have a later one.
 pub(crate) const DRAIN: Duration = Duration::from_secs(6);

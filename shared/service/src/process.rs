@@ -109,9 +109,7 @@ pub async fn serve_process(
         Some(ended) = serving.join_next() => ended??,
     }
     shutdown.cancel();
-    for health in served {
-        health.set(false).await;
-    }
+    Health::give_notice(&served).await;
     stopped(serving, &stop, drain).await
 }
 

@@ -21,7 +21,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
-use crate::limits::LimitsLayer;
+use crate::limits::{self, LimitsLayer};
 use crate::metrics::recorder;
 use crate::observe::ObserveLayer;
 
@@ -52,6 +52,15 @@ impl Health {
             self.reporter.set_service_status(name, status).await;
         }
         self.reporter.set_service_status("", status).await;
+    }
+
+    /// Reports all of them as not serving, and leaves those who watch the time to
+    /// hear of it: then calls may be refused.
+    pub async fn give_notice(healths: &[Self]) {
+        for health in healths {
+            health.set(false).await;
+        }
+        tokio::time::sleep(limits::NOTICE).await;
     }
 
     /// The name of the stack, and whether it was said last that it serves.
