@@ -1,5 +1,5 @@
 //! What holds for every method, tried on each one that the descriptors name: a
-//! new method is part of it as soon as it has an example in [`world`].
+//! new method is part of it as soon as it has an example in `examples.json`.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 

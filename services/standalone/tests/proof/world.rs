@@ -17,6 +17,9 @@ use tonic::metadata::MetadataMap;
 
 use crate::methods::Method;
 
+/// A request of each method. `$` begins what differs from tenant to tenant.
+const EXAMPLES: &str = include_str!("examples.json");
+
 /// A tenant, and the names of what it has.
 #[derive(Debug)]
 pub(crate) struct Inhabited {
@@ -70,87 +73,30 @@ impl Inhabited {
         parsed.unwrap_or_else(|error| panic!("the example of {}: {error}", method.short_name()))
     }
 
+    /// The line of `examples.json`, with the names of what is in this tenant.
     fn example_json(&self, method: &str) -> Value {
-        let Self { tenant, contact, deleted_contact, conversation, message } = self;
-        let tenant = &tenant.tenant.name;
-        let cluster = "clusters/local";
-        match method {
-            "AuthService.GetJwks"
-            | "ChangeService.ListChanges"
-            | "ClusterService.CheckClusters"
-            | "ClusterService.ListClusters"
-            | "ContactService.ListContacts"
-            | "ConversationService.ListConversations"
-            | "LeaseService.WatchTenants"
-            | "MigrationService.SummarizeMigrations"
-            | "TenantService.ListTenants" => json!({}),
-            "AuthService.IssueServiceToken" => json!({
-                "client_id": "services/contacts",
-                "client_secret": server().secrets().contacts.expose_secret(),
-            }),
-            "ClusterService.CreateCluster" => json!({
-                "cluster_id": "another", "password": "x".repeat(43),
-                "cluster": {"host": "127.0.0.1", "port": 5432},
-            }),
-            "ClusterService.GetCluster" => json!({"name": cluster}),
-            "ClusterService.UpdateCluster" => json!({
-                "cluster": {"name": cluster, "display_name": "First"},
-            }),
-            "ContactService.CreateContact" => json!({"contact": {
-                "display_name": "Grace", "email": "grace@example.com",
-                "metadata": {"plan": "trial"},
-            }}),
-            "ContactService.GetContact" | "ContactService.DeleteContact" => {
-                json!({"name": contact})
-            }
-            "ContactService.UpdateContact" => {
-                json!({"contact": {"name": contact, "company": "Analytical Engines"}})
-            }
-            "ContactService.UndeleteContact" => json!({"name": deleted_contact}),
-            "ConversationService.CreateConversation" => {
-                json!({"conversation": {"contact": contact, "display_name": "Renewal"}})
-            }
-            "ConversationService.GetConversation" => json!({"name": conversation}),
-            "ConversationService.UpdateConversation" => {
-                json!({"conversation": {"name": conversation, "display_name": "Renewal"}})
-            }
-            "LeaseService.AcquireLease" => json!({"tenant": tenant}),
-            "LeaseService.ReportActivity" => json!({
-                "instance": format!("proof-{tenant}"), "report_number": 1, "session_budget": 1,
-                "tenants": [{"tenant": tenant, "calls": 1}],
-            }),
-            "LeaseService.RegisterSchema" => {
-                let migrations = crm_contacts::app::SERVICE.migrations.iter();
-                let migrations = migrations.map(|migration| {
-                    json!({"version": migration.version, "description": migration.description,
-                           "sql": migration.sql})
-                });
-                json!({"migrations": migrations.collect::<Vec<_>>()})
-            }
-            "MessageService.CreateMessage" => json!({
-                "parent": conversation,
-                "message": {"sender_type": "SENDER_TYPE_USER", "content": "Thank you"},
-            }),
-            "MessageService.GetMessage" => json!({"name": message}),
-            "MessageService.ListMessages" => json!({"parent": conversation}),
-            "MigrationService.ListTenantMigrations" => json!({"parent": tenant}),
-            "MigrationService.RetryTenantMigration" => {
-                json!({"name": format!("{tenant}/migrations/contacts")})
-            }
-            "TenantService.CreateTenant" => json!({"tenant": {
-                "display_name": "Another", "labels": {"plan": "trial"},
-            }}),
-            "TenantService.GetTenant"
-            | "TenantService.DeleteTenant"
-            | "TenantService.SuspendTenant"
-            | "TenantService.ResumeTenant"
-            | "TenantService.UndeleteTenant" => json!({"name": tenant}),
-            "TenantService.GetTenantActivity" => json!({"name": format!("{tenant}/activity")}),
-            "TenantService.UpdateTenant" => {
-                json!({"tenant": {"name": tenant, "display_name": "Renamed"}})
-            }
-            other => panic!("{other} has no example: give it one here"),
-        }
+        let migrations = crm_contacts::app::SERVICE.migrations.iter().map(|migration| {
+            json!({"version": migration.version, "description": migration.description,
+                   "sql": migration.sql})
+        });
+        let migrations = Value::from_iter(migrations).to_string();
+        let names = [
+            ("$tenant", self.tenant.tenant.name.as_str()),
+            ("$contact", &self.contact),
+            ("$deleted_contact", &self.deleted_contact),
+            ("$conversation", &self.conversation),
+            ("$message", &self.message),
+            ("$secret", server().secrets().contacts.expose_secret()),
+            // The whole value, not a part of a text.
+            ("\"$migrations\"", migrations.as_str()),
+        ];
+        let mut examples: serde_json::Map<String, Value> = serde_json::from_str(EXAMPLES).unwrap();
+        let example = examples.remove(method);
+        let example = example
+            .unwrap_or_else(|| panic!("{method} has no example: give it one in examples.json"));
+        let filled =
+            names.iter().fold(example.to_string(), |text, (key, name)| text.replace(key, name));
+        serde_json::from_str(&filled).unwrap()
     }
 
     /// The metadata of the caller that a method is for: with every permission
