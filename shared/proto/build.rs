@@ -217,72 +217,78 @@ fn rule_checks(
                     found.join(" ")
                 });
             }
-            ("enum", Value::Message(numbers)) => {
-                let Kind::Enum(descriptor) = field.kind() else {
-                    return Err("enum rule on another type".into());
-                };
-                let known: Vec<_> =
-                    descriptor.values().map(|value| value.number().to_string()).collect();
-                for (rule, value) in numbers.fields() {
-                    checks.push(match (rule.name(), value) {
-                        ("defined_only", Value::Bool(true)) => {
-                            format!("defined_only(self.{rust}, &[{}], &at, out);", known.join(", "))
-                        }
-                        ("not_in", Value::List(list)) => {
-                            let list: Vec<_> = list
-                                .iter()
-                                .filter_map(Value::as_i32)
-                                .map(|n| n.to_string())
-                                .collect();
-                            format!("not_in(self.{rust}, &[{}], &at, out);", list.join(", "))
-                        }
-                        (other, _) => return Err(unsupported(field, other)),
-                    });
-                }
-            }
-            ("repeated", Value::Message(repeated)) => {
-                for (rule, value) in repeated.fields() {
-                    let limit = value.as_u64().ok_or_else(|| unsupported(field, rule.name()))?;
-                    match rule.name() {
-                        "min_items" | "max_items" => checks.push(format!(
-                            "{}(self.{rust}.len(), {limit}, &at, out);",
-                            rule.name()
-                        )),
-                        other => return Err(unsupported(field, other)),
-                    }
-                }
-            }
-            ("map", Value::Message(map)) => {
-                for (rule, value) in map.fields() {
-                    match (rule.name(), value) {
-                        ("max_pairs", value) => checks.push(format!(
-                            "max_items(self.{rust}.len(), {}, &at, out);",
-                            value.as_u64().unwrap_or(0)
-                        )),
-                        (part @ ("keys" | "values"), Value::Message(inner)) => {
-                            let inner = inner
-                                .get_field_by_name("string")
-                                .ok_or("only strings in maps")?
-                                .into_owned();
-                            let inner = inner.as_message().ok_or("no string rules")?.clone();
-                            let variable = if part == "keys" { "key" } else { "value" };
-                            let inner = scalar_checks("string", variable, "&at", &inner)?.join(" ");
-                            let items = if part == "keys" {
-                                format!("key in self.{rust}.keys()")
-                            } else {
-                                format!("(key, value) in &self.{rust}")
-                            };
-                            checks.push(format!("for {items} {{ let at = at.key(key); {inner} }}"));
-                        }
-                        (other, _) => return Err(unsupported(field, other)),
-                    }
-                }
-            }
+            ("enum", Value::Message(rules)) => checks.extend(enum_checks(field, rust, rules)?),
+            ("repeated", Value::Message(rules)) => checks.extend(list_checks(field, rust, rules)?),
+            ("map", Value::Message(rules)) => checks.extend(map_checks(field, rust, rules)?),
             (other, _) => return Err(unsupported(field, other)),
         }
     }
     if skip_zero {
         checks = vec![format!("if !self.{rust}.is_empty() {{ {} }}", checks.join(" "))];
+    }
+    Ok(checks)
+}
+
+fn enum_checks(
+    field: &FieldDescriptor,
+    rust: &str,
+    rules: &DynamicMessage,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let Kind::Enum(descriptor) = field.kind() else {
+        return Err("enum rule on another type".into());
+    };
+    let known: Vec<_> = descriptor.values().map(|value| value.number().to_string()).collect();
+    let check = |(rule, value): (FieldDescriptor, &Value)| match (rule.name(), value) {
+        ("defined_only", Value::Bool(true)) => {
+            Ok(format!("defined_only(self.{rust}, &[{}], &at, out);", known.join(", ")))
+        }
+        ("not_in", Value::List(list)) => {
+            let list = list.iter().filter_map(Value::as_i32).map(|number| number.to_string());
+            let list = list.collect::<Vec<_>>().join(", ");
+            Ok(format!("not_in(self.{rust}, &[{list}], &at, out);"))
+        }
+        (other, _) => Err(unsupported(field, other)),
+    };
+    rules.fields().map(check).collect()
+}
+
+fn list_checks(
+    field: &FieldDescriptor,
+    rust: &str,
+    rules: &DynamicMessage,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let check = |(rule, value): (FieldDescriptor, &Value)| match (rule.name(), value.as_u64()) {
+        (rule @ ("min_items" | "max_items"), Some(limit)) => {
+            Ok(format!("{rule}(self.{rust}.len(), {limit}, &at, out);"))
+        }
+        (other, _) => Err(unsupported(field, other)),
+    };
+    rules.fields().map(check).collect()
+}
+
+fn map_checks(
+    field: &FieldDescriptor,
+    rust: &str,
+    rules: &DynamicMessage,
+) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut checks = Vec::new();
+    for (rule, value) in rules.fields() {
+        let (items, variable, inner) = match (rule.name(), value) {
+            ("max_pairs", value) => {
+                let limit = value.as_u64().unwrap_or(0);
+                checks.push(format!("max_items(self.{rust}.len(), {limit}, &at, out);"));
+                continue;
+            }
+            ("keys", Value::Message(inner)) => (format!("key in self.{rust}.keys()"), "key", inner),
+            ("values", Value::Message(inner)) => {
+                (format!("(key, value) in &self.{rust}"), "value", inner)
+            }
+            (other, _) => return Err(unsupported(field, other)),
+        };
+        let inner = inner.get_field_by_name("string").ok_or("only strings in maps")?.into_owned();
+        let inner = inner.as_message().ok_or("no string rules")?;
+        let inner = scalar_checks("string", variable, "&at", inner)?.join(" ");
+        checks.push(format!("for {items} {{ let at = at.key(key); {inner} }}"));
     }
     Ok(checks)
 }
