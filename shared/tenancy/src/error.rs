@@ -180,11 +180,10 @@ impl From<StoreError> for ApiError {
             // statement_timeout and cancellation.
             "57014" => deadline_exceeded(),
             // Shutdown, crash, not yet started; ended for being idle, in a
-            // transaction or at all; too many; a template in use.
-            "57P01" | "57P02" | "57P03" | "25P03" | "57P05" | "53300" | "55006" => {
-                Self::unavailable(error)
-            }
-            state if state.starts_with("08") => Self::unavailable(error),
+            // transaction or at all; a template in use.
+            "57P01" | "57P02" | "57P03" | "25P03" | "57P05" | "55006" => Self::unavailable(error),
+            // No connection; no room: on the disk, in memory, for sessions.
+            state if state.starts_with("08") || state.starts_with("53") => Self::unavailable(error),
             _ => Self::internal(error),
         }
     }

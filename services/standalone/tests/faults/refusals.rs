@@ -57,3 +57,21 @@ async fn a_session_that_postgresql_ended_is_a_dependency_that_is_unavailable() {
         assert_eq!(reason, ErrorReason::DependencyUnavailable, "{state}");
     }
 }
+
+#[tokio::test]
+async fn a_server_that_has_no_room_is_a_dependency_that_is_unavailable() {
+    let _turn = TURN.lock().await;
+    let mut session = serve_durably().superuser("postgres").await;
+
+    for (condition, state) in
+        [("disk_full", "53100"), ("out_of_memory", "53200"), ("too_many_connections", "53300")]
+    {
+        let statement = AssertSqlSafe(format!("DO 'BEGIN RAISE {condition}; END'"));
+        let error = sqlx::raw_sql(statement).execute(&mut session).await.unwrap_err();
+
+        let said = error.as_database_error().and_then(|error| error.code());
+        assert_eq!(said.as_deref(), Some(state), "{error:?}");
+        let reason = ApiError::from(StoreError::from(error)).reason();
+        assert_eq!(reason, ErrorReason::DependencyUnavailable, "{state}");
+    }
+}
