@@ -1,7 +1,7 @@
 """Three processes with a PostgreSQL of their own, as docs/running.md says.
 
-The story of `.ci/story.py` on what an operator sets up: PostgreSQL, which runs
-already, and the blocks of the section `As processes` as they stand.
+It is what an operator sets up: PostgreSQL, which runs already, and the blocks
+of the section `As processes` as they stand.
 """
 
 import glob
@@ -13,12 +13,13 @@ import subprocess
 import time
 from pathlib import Path
 
-HOST = "127.0.0.1"
+from blocks import section_blocks
+from limits import START_LIMIT, STOP_LIMIT
+from ports import HOST
+
 PROGRAMS = ("tenant-registry", "contacts", "messaging")
 # Two data services with their 60 sessions, and what the registry needs.
 MAX_CONNECTIONS = 160
-START_LIMIT = 120
-STOP_LIMIT = 10
 
 
 class Postgres:
@@ -100,7 +101,7 @@ class Processes:
             link = self.place / "target" / "debug" / name
             link.symlink_to(program.with_name(name))
         (self.place / "deploy").symlink_to(paper.resolve().parent.parent / "deploy")
-        self.blocks = blocks_of(paper)
+        self.blocks = section_blocks(paper, "As processes")
         self.ports = dict(zip(("50051", "50052", "50053"), map(str, ports)))
         self.secrets = self.place / "secrets"
         self.shell = None
@@ -211,9 +212,3 @@ class Processes:
     def postgres_log(self):
         """Everything their PostgreSQL has said."""
         return (self.postgres_server.data / "log").read_text(errors="replace")
-
-
-def blocks_of(paper):
-    """The shell blocks of the section `As processes`, as they stand."""
-    section = re.search(r"^## As processes\n(.*?)(?=^## |\Z)", paper.read_text(), re.S | re.M)
-    return re.findall(r"^```sh\n(.*?)^```$", section[1], re.S | re.M)
