@@ -1,5 +1,7 @@
 //! Many calls, many tenants, and sessions that end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
@@ -45,12 +47,21 @@ async fn a_flood_of_one_tenant_is_refused_and_its_neighbour_is_served() {
     let mut held = sqlx::Connection::begin(&mut database).await.unwrap();
     sqlx::query("UPDATE platform.head SET revision = revision").execute(&mut *held).await.unwrap();
 
+    let refusals = Arc::new(AtomicUsize::new(0));
     let flood = (0..300).map(|_| {
-        let client = client.clone();
-        async move { contacts_call(&client, create(ada())).await }
+        let (client, refusals) = (client.clone(), refusals.clone());
+        async move {
+            let outcome = contacts_call(&client, create(ada())).await;
+            refusals.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
+            outcome
+        }
     });
     let flood = tokio::spawn(join_all(flood.collect::<Vec<_>>()));
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // The flood has come: however slow the machine is, most of it is refused.
+    let until = Instant::now() + Duration::from_secs(60);
+    while refusals.load(Ordering::Relaxed) < 150 && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     for _ in 0..20 {
         contacts_call(&calm, create(ada())).await.unwrap();
     }
