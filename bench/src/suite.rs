@@ -26,7 +26,7 @@ const FIRST_PORT: u16 = 21_000;
 const PORTS: u16 = 22;
 const REGISTRY: u16 = 1;
 const CONTACTS: u16 = 2;
-const EDGE: u16 = 10;
+const EDGE: u16 = 9;
 const POSTGRES: u16 = 20;
 const LEASES: u16 = 21;
 
