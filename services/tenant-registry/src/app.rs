@@ -44,7 +44,7 @@ pub struct App {
     pub internal: Stack,
     /// Whether `internal` can do its work.
     pub internal_health: Health,
-    /// Ends the streams of `internal`, which nobody else would.
+    /// Ends the streams of `internal` at once, and the look for events.
     pub drain: CancellationToken,
 }
 

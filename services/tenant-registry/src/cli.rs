@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::ServerTlsConfig;
 
 use crate::app::{App, identity};
+use crate::cluster::model::is_id;
 use crate::config::{Account, ClusterAddress, Config, OPERATOR};
 use crate::database::wait_for_server;
 use crate::seal::MasterKey;
@@ -141,11 +142,10 @@ fn host(text: &str) -> Result<String, String> {
 }
 
 fn cluster_id(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if text.is_empty() || text.len() > 40 || !text.chars().all(fits) {
-        return Err("it has 1 to 40 lower case letters, digits and hyphens".to_owned());
+    if is_id(text) {
+        return Ok(text.to_owned());
     }
-    Ok(text.to_owned())
+    Err("it is a lower case letter, and then at most 62 of a-z, 0-9 and hyphens".to_owned())
 }
 
 /// What a process of the registry does.

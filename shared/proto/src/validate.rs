@@ -38,7 +38,7 @@ impl Violations {
         self.0.push(Violation { field: field.into(), reason, description: description.into() });
     }
 
-    /// Whether a field, or a part of it, has been found wrong already.
+    /// Whether a field has been found wrong already.
     pub fn has(&self, field: &str) -> bool {
         self.0.iter().any(|violation| violation.field == field)
     }

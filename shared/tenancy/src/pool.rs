@@ -18,7 +18,7 @@ use uuid::Uuid;
 /// one that waits the longest.
 const TURNS: u32 = 8;
 
-/// An open session that nobody uses.
+/// An open session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) tenant: TenantId,

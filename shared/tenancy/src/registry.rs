@@ -149,9 +149,9 @@ impl RegistryClient {
         Ok(())
     }
 
-    /// Gives the verifier the registry's keys now, and keeps them fresh as
-    /// long as the returned task lives. Without the registry, the keys that
-    /// are known go on verifying.
+    /// Gives the verifier the registry's keys now, and keeps them fresh for
+    /// as long as this process runs. Without the registry, the keys that are
+    /// known go on verifying.
     ///
     /// # Errors
     ///

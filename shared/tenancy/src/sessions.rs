@@ -45,8 +45,8 @@ pub struct Settings {
     pub schema_version: u32,
 }
 
-/// The sessions of one process with the tenants of one PostgreSQL cluster.
-/// Clones share them.
+/// The sessions of one process with tenants, in whatever clusters. Clones share
+/// them.
 #[derive(Clone, Debug)]
 pub struct TenantSessions(Arc<Shared>);
 

@@ -99,7 +99,7 @@ pub(super) async fn insert(
     Ok(Recorded { after, revision })
 }
 
-/// Saves what a contact has become, if it still has the revision `read`; or
+/// Saves what a contact has become, if it still has the revision that was read; or
 /// answers what the same request did before. Its conversations go and come
 /// with its delete_time.
 #[tracing::instrument(name = "db.contact.update", skip_all, fields(contact.id = %contact.id))]

@@ -1,5 +1,6 @@
 //! The registry's administrative connections to one PostgreSQL cluster:
-//! databases and roles. The one place where identifiers become part of SQL.
+//! databases and roles. Here, and where schemas are raised, identifiers become
+//! part of SQL, by [`quoted`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -317,7 +317,8 @@ pub(super) fn migration_filter(
             wanted.service = Some(equals.value);
             continue;
         }
-        wanted.state = MigrationState::from_str_name(&equals.value);
+        wanted.state = MigrationState::from_str_name(&equals.value)
+            .filter(|state| *state != MigrationState::Unspecified);
         if wanted.state.is_none() {
             violations.add("filter", "FILTER", "`state` is one of TenantMigration.State.");
         }

@@ -159,7 +159,7 @@ pub(crate) struct NewMigration {
 pub(crate) struct Schemas {
     database: Database,
     migrators: Migrators,
-    /// Taken before [`LOCK`], and before a connection: those who wait for it
+    /// Taken before [`lock`], and before a connection: those who wait for it
     /// leave the connections to who has it, and needs several.
     turn: Arc<Mutex<()>>,
     /// Told when there is a new version.
