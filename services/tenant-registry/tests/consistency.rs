@@ -38,10 +38,17 @@ async fn tenant(server: &Server) -> Tenant {
 }
 
 /// Runs statements in the registry's database, as a superuser, who may reach
-/// everything from there.
+/// everything from there. Where the registry mends the same row of a catalog at
+/// the same moment, PostgreSQL refuses the later of both, and it is tried again.
 async fn run(server: &Server, statements: &str) {
     let mut registry = server.superuser("crm_registry").await;
-    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut registry).await.unwrap();
+    let start = Instant::now();
+    while let Err(error) =
+        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut registry).await
+    {
+        let is_mended_meanwhile = error.to_string().contains("tuple concurrently updated");
+        assert!(is_mended_meanwhile && start.elapsed() < PATIENCE, "{statements}: {error}");
+    }
     registry.close().await.unwrap();
 }
 
