@@ -43,9 +43,7 @@ async fn tenant(server: &Server) -> Tenant {
 async fn run(server: &Server, statements: &str) {
     let mut registry = server.superuser("crm_registry").await;
     let start = Instant::now();
-    while let Err(error) =
-        sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut registry).await
-    {
+    while let Err(error) = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut registry).await {
         let is_mended_meanwhile = error.to_string().contains("tuple concurrently updated");
         assert!(is_mended_meanwhile && start.elapsed() < PATIENCE, "{statements}: {error}");
     }
