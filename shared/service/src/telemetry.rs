@@ -106,7 +106,14 @@ impl Telemetry {
                 .with_tracked_inactivity(false)
                 .with_filter(filter_fn(is_traced))
         });
-        let subscriber = tracing_subscriber::registry().with(log.with_filter(filter)).with(spans);
+        // A filter of the whole is cheaper than one of a layer, which each span
+        // asks each time it is entered.
+        let log = if spans.is_some() {
+            log.with_filter(filter).boxed()
+        } else {
+            log.and_then(filter).boxed()
+        };
+        let subscriber = tracing_subscriber::registry().with(log).with(spans);
         // A second start, in a test, keeps the first log.
         let _started = subscriber.try_init();
         Ok(traces)

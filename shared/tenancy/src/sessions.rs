@@ -114,13 +114,14 @@ impl TenantSessions {
         let turn = shared.activity.admit(context.tenant())?;
         let claims = context.tenant_claims();
         let tenant = context.tenant();
-        let task = async move {
+        // It is large, and moved several times on its way into its task.
+        let task = Box::pin(async move {
             let mut checkout = shared.check_out(tenant, claims).await?;
             let outcome = checkout.use_for(work).await;
             checkout.check_in();
             drop(turn);
             outcome
-        };
+        });
         // It belongs to the call in the log, and in the trace.
         let task = task.with_current_context().instrument(tracing::Span::current());
         #[cfg(bug_plain_pool)]
