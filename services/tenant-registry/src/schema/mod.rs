@@ -25,7 +25,8 @@ use crate::database::{Database, owned};
 use crate::provisioning::Step;
 use crate::seal::{SealError, fingerprint};
 
-/// How often clusters are looked for that lack a template.
+/// How often clusters are looked for that lack a template, when nobody says
+/// that there are any.
 const CATCH_UP_EVERY: Duration = Duration::from_secs(5);
 /// The registry's own schema in every tenant database.
 const PLATFORM: &str = "platform";
@@ -164,6 +165,8 @@ pub(crate) struct Schemas {
     turn: Arc<Mutex<()>>,
     /// Told when there is a new version.
     registered: Arc<Notify>,
+    /// Told when clusters may lack a template.
+    behind: Arc<Notify>,
     clock: Clock,
 }
 
@@ -174,7 +177,14 @@ impl Schemas {
         registered: Arc<Notify>,
         clock: Clock,
     ) -> Self {
-        Self { database, migrators, turn: Arc::default(), registered, clock }
+        Self {
+            database,
+            migrators,
+            turn: Arc::default(),
+            registered,
+            behind: Arc::default(),
+            clock,
+        }
     }
 
     /// Takes in the registry's own schema.
@@ -235,32 +245,23 @@ impl Schemas {
             store::insert_migration(&mut tx, service, migration, &checksum, self.clock.now())
                 .await?;
         }
-        self.make_templates(&mut tx).await?;
+        self.try_in_first(&mut tx).await?;
         tx.commit().await.map_err(StoreError::from)?;
         self.registered.notify_one();
+        self.behind.notify_one();
         connection.release_now().await.map_err(StoreError::from)?;
         Ok(u32::try_from(migrations.len().max(known.len())).unwrap_or(u32::MAX))
     }
 
-    /// Makes a new template in every cluster whose current one lacks a
-    /// migration. A cluster that does not answer, or takes no template, is left
-    /// for [`Schemas::catch_up`]; the first has to try each migration.
-    async fn make_templates(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
-        for behind in store::clusters_behind(tx).await? {
-            let admin = self.database.cluster(&behind.cluster).await?;
-            let made = match admin.ping().await {
-                Ok(()) => self.make_template(tx, &behind, &admin).await,
-                Err(error) => Err(error.into()),
-            };
-            match made {
-                Err(error) if behind.is_first => return Err(error),
-                Err(error) => tracing::warn!(
-                    cluster = behind.cluster,
-                    cause = crm_error::chain(&error),
-                    "a cluster gets its template later"
-                ),
-                Ok(()) => {}
-            }
+    /// Tries migrations in the first cluster, by making its template where that
+    /// lacks one. The others get theirs from [`Schemas::catch_up`], each in a
+    /// transaction of its own: what fails there undoes nothing here.
+    async fn try_in_first(&self, tx: &mut PgConnection) -> Result<(), SchemaError> {
+        let behind = store::clusters_behind(tx).await?;
+        if let Some(first) = behind.into_iter().find(|behind| behind.is_first) {
+            let admin = self.database.cluster(&first.cluster).await?;
+            admin.ping().await?;
+            self.make_template(tx, &first, &admin).await?;
         }
         Ok(())
     }
@@ -282,11 +283,15 @@ impl Schemas {
         Ok(())
     }
 
-    /// Gives clusters their templates that did not answer when a schema was
-    /// registered, for as long as this process runs.
+    /// Gives clusters but the first their templates when a schema was
+    /// registered, and later those that did not answer then, for as long as
+    /// this process runs.
     pub(crate) async fn catch_up(self) {
         loop {
-            tokio::time::sleep(CATCH_UP_EVERY).await;
+            tokio::select! {
+                () = self.behind.notified() => {}
+                () = tokio::time::sleep(CATCH_UP_EVERY) => {}
+            }
             if let Err(error) = self.catch_up_all().await {
                 let cause = crm_error::chain(&error);
                 tracing::warn!(cause, "cannot look for clusters without a template");
@@ -300,18 +305,18 @@ impl Schemas {
         let behind = store::clusters_behind(&mut connection).await?;
         drop(connection);
         for store::ClusterBehind { cluster, .. } in behind {
-            // Asked before the lock is taken, which others wait for.
-            let answer = self.database.cluster(&cluster).await?.ping().await;
-            let made = match answer {
-                Ok(()) => self.catch_up_cluster(&cluster).await,
-                Err(error) => Err(error.into()),
-            };
-            if let Err(error) = made {
+            if let Err(error) = self.catch_up_if_there(&cluster).await {
                 let cause = crm_error::chain(&error);
                 tracing::warn!(cluster, cause, "a cluster is without its template");
             }
         }
         Ok(())
+    }
+
+    async fn catch_up_if_there(&self, cluster: &str) -> Result<(), SchemaError> {
+        // Asked before the lock is taken, which others wait for.
+        self.database.cluster(cluster).await?.ping().await?;
+        self.catch_up_cluster(cluster).await
     }
 
     /// Makes a new template. What is in the making is written down outside

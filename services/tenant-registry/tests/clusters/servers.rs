@@ -254,3 +254,32 @@ async fn a_cluster_that_takes_no_template_holds_up_no_service() {
     until(server, &added.name, |cluster| cluster.template > added.template).await;
     set_state(server, &added.name, State::Draining).await;
 }
+
+#[tokio::test]
+async fn what_fails_for_one_cluster_undoes_no_registration() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    other.set_up().await;
+    let added = create(server, addition("torn", &other)).await.unwrap();
+    // What writes its template down fails, in the registry's own database.
+    let mut registry = server.superuser("crm_registry").await;
+    sqlx::raw_sql(
+        "CREATE FUNCTION torn() RETURNS trigger LANGUAGE plpgsql
+         AS $$ BEGIN RAISE EXCEPTION 'torn'; END $$;
+         CREATE TRIGGER torn BEFORE UPDATE OF template_id ON clusters
+         FOR EACH ROW WHEN (new.cluster = 'torn') EXECUTE FUNCTION torn()",
+    )
+    .execute(&mut registry)
+    .await
+    .unwrap();
+
+    let version = register(server, "COMMENT ON TABLE contacts.contacts IS 'torn'").await.unwrap();
+
+    let kept = "SELECT max(version) FROM migrations WHERE service = 'contacts'";
+    let kept: i32 = sqlx::query_scalar(kept).fetch_one(&mut registry).await.unwrap();
+    assert_eq!(kept.unsigned_abs(), version);
+    assert!(get(server, FIRST).await.unwrap().template > added.template);
+    sqlx::raw_sql("DROP FUNCTION torn CASCADE").execute(&mut registry).await.unwrap();
+    until(server, &added.name, |cluster| cluster.template > added.template).await;
+    set_state(server, &added.name, State::Draining).await;
+}
