@@ -23,6 +23,8 @@ pub(crate) enum SchemaError {
     },
     #[error("a migration made or removed schemas: {0}")]
     Stray(String),
+    #[error("the cluster does not answer in time")]
+    TooSlow,
     #[error("a secret could not be made")]
     Seal(#[from] SealError),
     #[error("a statement failed")]
@@ -49,6 +51,7 @@ impl From<SchemaError> for ApiError {
                 "a migration does not run; nothing of the set was taken in",
             )
             .with_source(error),
+            SchemaError::TooSlow => Self::unavailable(error),
             SchemaError::Seal(_) => Self::internal(error),
             SchemaError::Store(error) => error.into(),
             SchemaError::Task(error) => error.into(),
@@ -78,7 +81,7 @@ impl SchemaError {
                     || error.constraint() == Some("schema_migrations_pkey")
             }
             // The registry's own statements around a migration.
-            Self::Store(_) | Self::Task(_) => true,
+            Self::TooSlow | Self::Store(_) | Self::Task(_) => true,
             Self::UnknownService
             | Self::Gap
             | Self::Changed(_)
@@ -97,6 +100,7 @@ impl SchemaError {
             | Self::Gap
             | Self::Changed(_)
             | Self::Stray(_)
+            | Self::TooSlow
             | Self::Seal(_)
             | Self::Store(_)
             | Self::Task(_) => crm_error::chain(self),

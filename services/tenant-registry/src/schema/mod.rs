@@ -16,6 +16,7 @@ use crm_tenancy::StoreError;
 use sqlx::postgres::PgAdvisoryLock;
 use sqlx::{Connection as _, PgConnection};
 use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
 
 pub(crate) use error::SchemaError;
 pub(crate) use migrator::{Migrator, Migrators, Raised, raise};
@@ -29,6 +30,12 @@ use crate::seal::fingerprint;
 /// How often clusters are looked for that lack a template, when nobody says
 /// that there are any.
 const CATCH_UP_EVERY: Duration = Duration::from_secs(5);
+/// How long making one template may take. Whoever makes it holds up all others
+/// who register or make one, and a cluster may hang in the middle. What is left
+/// is removed with the next attempt.
+const MAKE_WITHIN: Duration = Duration::from_secs(60);
+/// How long a cluster may take to answer before others are held up for it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// The registry's own schema in every tenant database.
 const PLATFORM: &str = "platform";
 const PLATFORM_MIGRATIONS: &[(&str, &str)] = &[
@@ -161,8 +168,7 @@ impl Schemas {
         let behind = store::clusters_behind(tx).await?;
         if let Some(first) = behind.into_iter().find(|behind| behind.is_first) {
             let admin = self.database.cluster(&first.cluster).await?;
-            admin.ping().await?;
-            self.make_template(tx, &first, &admin).await?;
+            self.make_in_time(tx, &first, &admin).await?;
         }
         Ok(())
     }
@@ -177,7 +183,7 @@ impl Schemas {
         let behind = store::clusters_behind(&mut tx).await?;
         if let Some(behind) = behind.into_iter().find(|behind| behind.cluster == cluster) {
             let admin = self.database.cluster(cluster).await?;
-            self.make_template(&mut tx, &behind, &admin).await?;
+            self.make_in_time(&mut tx, &behind, &admin).await?;
         }
         tx.commit().await.map_err(StoreError::from)?;
         connection.release_now().await.map_err(StoreError::from)?;
@@ -216,8 +222,19 @@ impl Schemas {
 
     async fn catch_up_if_there(&self, cluster: &str) -> Result<(), SchemaError> {
         // Asked before the lock is taken, which others wait for.
-        self.database.cluster(cluster).await?.ping().await?;
+        let admin = self.database.cluster(cluster).await?;
+        timeout(ANSWER_WITHIN, admin.ping()).await.map_err(|_| SchemaError::TooSlow)??;
         self.catch_up_cluster(cluster).await
+    }
+
+    async fn make_in_time(
+        &self,
+        tx: &mut PgConnection,
+        behind: &store::ClusterBehind,
+        admin: &ClusterAdmin,
+    ) -> Result<(), SchemaError> {
+        let made = timeout(MAKE_WITHIN, self.make_template(tx, behind, admin)).await;
+        made.unwrap_or(Err(SchemaError::TooSlow))
     }
 
     /// Makes a new template. What is in the making is written down outside
@@ -230,6 +247,8 @@ impl Schemas {
     ) -> Result<(), SchemaError> {
         let registry = &self.database.registry;
         let cluster = &behind.cluster;
+        // Where nothing answers, nothing is begun.
+        admin.ping().await?;
         for (id, name) in store::unfinished_templates(registry, cluster).await? {
             // A session of its migrator may not have ended yet, and the registry
             // cannot end it. The next template removes this one, too.

@@ -46,7 +46,7 @@ async fn only_its_own_database_opens(server: &Server, other: &OtherCluster, tena
 }
 
 /// Registers one more migration of contacts, and answers its version.
-async fn register(server: &Server, sql: &str) -> Result<u32, Status> {
+pub(super) async fn register(server: &Server, sql: &str) -> Result<u32, Status> {
     let mut registry = server.superuser("crm_registry").await;
     let known = "SELECT sql FROM migrations WHERE service = 'contacts' ORDER BY version";
     let mut set: Vec<String> = sqlx::query_scalar(known).fetch_all(&mut registry).await.unwrap();
