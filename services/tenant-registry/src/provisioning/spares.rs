@@ -41,12 +41,14 @@ impl Provisioner {
         }
     }
 
-    /// Makes at most one spare in every cluster that is short of them. Answers
-    /// whether there was such a cluster.
+    /// Makes at most one spare in every cluster that is short of them and not
+    /// silent: the others would wait until it is given up. Answers whether there
+    /// was such a cluster.
     async fn refill_once(&self) -> Result<bool, ProvisionError> {
         let registry = &self.database.registry;
         let before = self.clock.now() - RESUME_AFTER;
-        let unfinished = store::unfinished_spares(registry, before).await?;
+        let silent = self.database.silent_clusters();
+        let unfinished = store::unfinished_spares(registry, before, &silent).await?;
         join_all(unfinished.into_iter().map(|spare_id| async move {
             let outcome = self.finish(spare_id).await;
             tracing::info!(%spare_id, ?outcome, "took up an unfinished spare");
@@ -57,7 +59,8 @@ impl Provisioner {
             metrics::gauge!("crm_spares", "cluster" => cluster.clone()).set(*ready as f64);
             metrics::gauge!("crm_spare_target", "cluster" => cluster.clone()).set(*target);
         }
-        let short = levels.iter().filter(|level| level.is_short);
+        let short =
+            levels.iter().filter(|level| level.is_short && !silent.contains(&level.cluster));
         let made = join_all(short.map(|level| async move {
             if let Err(error) = self.make_spare(&level.cluster).await {
                 let cause = crm_error::chain(&error);

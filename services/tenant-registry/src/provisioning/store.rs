@@ -291,18 +291,21 @@ pub(super) async fn plan_spare(
     Ok(planned.fetch_optional(pool).await?)
 }
 
-/// Spares that have been in the making for long.
+/// Spares that have been in the making for long, but for those in silent
+/// clusters.
 pub(super) async fn unfinished_spares(
     pool: &PgPool,
     before: DateTime<Utc>,
+    silent: &[String],
 ) -> Result<Vec<Uuid>, StoreError> {
     let spares = sqlx::query_scalar(
         "SELECT database_id
          FROM databases
          WHERE purpose = 'spare' AND step <> 'ready' AND create_time < $1
+             AND cluster <> ALL($2)
          ORDER BY create_time",
     );
-    Ok(spares.bind(before).fetch_all(pool).await?)
+    Ok(spares.bind(before).bind(silent).fetch_all(pool).await?)
 }
 
 /// The name of a tenant's database: opaque, since any role can list names.
