@@ -1,6 +1,6 @@
 //! Leases: cached, renewed on use, and good without the registry.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +24,9 @@ use crate::watch::Refusals;
 const RENEW_AFTER: Duration = Duration::from_secs(5 * 60);
 /// A lease dies at this age.
 const DIES_AFTER: Duration = Duration::from_secs(15 * 60);
+/// How long it is known that a tenant's lease was forgotten: longer than any
+/// lives that was asked for before.
+const REMEMBERS_FOR: Duration = Duration::from_secs(20 * 60);
 /// A tenant whose schema is too old is asked about again only after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How many tenants' leases are kept.
@@ -41,6 +44,8 @@ pub(crate) struct Lease {
     /// The sessions of this process there, once they are known.
     pub(crate) cluster: OnceLock<Arc<ClusterSessions>>,
     acquired: Instant,
+    /// How often leases had been forgotten when the registry was asked for it.
+    asked: u64,
     renewing: AtomicBool,
 }
 
@@ -57,7 +62,7 @@ pub(crate) struct Leases {
     service: &'static str,
     application: &'static str,
     refusals: Refusals,
-    cache: Cache<Uuid, Arc<Lease>>,
+    kept: Kept,
     /// The tenants that were asked about lately, since their schema is too old.
     asked: Cache<Uuid, ()>,
 }
@@ -69,20 +74,17 @@ impl Leases {
         application: &'static str,
         refusals: Refusals,
     ) -> Self {
-        let cache = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
         let asked =
             Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build();
-        Self { registry, service, application, refusals, cache, asked }
+        Self { registry, service, application, refusals, kept: Kept::new(), asked }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
     pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
         self.refusals.check(tenant)?;
-        let lease = self
-            .cache
-            .try_get_with(tenant.as_uuid(), self.acquire(tenant))
-            .await
-            .map_err(|status| refused(&status))?;
+        let acquire = || self.acquire(tenant);
+        let lease = self.kept.get(tenant.as_uuid(), acquire).await;
+        let lease = lease.map_err(|status| refused(&status))?;
         if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
             self.renew(tenant, lease.clone());
         }
@@ -105,7 +107,7 @@ impl Leases {
             }
             self.acquire(tenant).await.map(Op::Put)
         };
-        match self.cache.entry(id).and_try_compute_with(asking).await {
+        match self.kept.leases.entry(id).and_try_compute_with(asking).await {
             Ok(_) => {}
             Err(status) if is_final(&status) => return Err(refused(&Arc::new(status))),
             // Without the registry's word, what is known stands.
@@ -114,16 +116,17 @@ impl Leases {
         self.get(tenant).await
     }
 
-    /// Forgets a lease that the database did not honour, or that is outdated.
+    /// Forgets a lease that the database did not honour, or that is outdated,
+    /// and what the registry was asked for before now.
     pub(crate) async fn forget(&self, tenant: Uuid) {
-        self.cache.invalidate(&tenant).await;
+        self.kept.forget(tenant).await;
     }
 
     /// Publishes how many leases there are.
     pub(crate) async fn publish(&self) {
         // Before that, the cache counts what has expired, too.
-        self.cache.run_pending_tasks().await;
-        let count = u32::try_from(self.cache.entry_count()).unwrap_or(u32::MAX);
+        self.kept.leases.run_pending_tasks().await;
+        let count = u32::try_from(self.kept.leases.entry_count()).unwrap_or(u32::MAX);
         metrics::gauge!("crm_leases", "service" => self.service).set(count);
     }
 
@@ -131,7 +134,7 @@ impl Leases {
         let leases = self.clone();
         tokio::spawn(async move {
             match leases.acquire(tenant).await {
-                Ok(lease) => leases.cache.insert(tenant.as_uuid(), lease).await,
+                Ok(lease) => leases.kept.leases.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
                 Err(status) if is_final(&status) => leases.forget(tenant.as_uuid()).await,
                 Err(_) => old.renewing.store(false, Ordering::Relaxed),
@@ -140,6 +143,7 @@ impl Leases {
     }
 
     async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, Status> {
+        let asked = self.kept.times_forgotten();
         let granted = self.registry.acquire_lease(tenant).await;
         let outcome = match &granted {
             Ok(_) => "granted",
@@ -149,8 +153,14 @@ impl Leases {
         let labels = [("service", self.service), ("outcome", outcome)];
         metrics::counter!("crm_lease_acquire_total", &labels).increment(1);
         let granted = granted?;
-        Ok(Arc::new(Lease {
-            options: connect_options(&granted, self.application),
+        Ok(Arc::new(Lease::new(&granted, self.application, asked)))
+    }
+}
+
+impl Lease {
+    fn new(granted: &AcquireLeaseResponse, application: &str, asked: u64) -> Self {
+        Self {
+            options: connect_options(granted, application),
             session_cap: granted.session_cap as usize,
             schema_version: granted.schema_version,
             oldest_service_version: granted.oldest_service_version,
@@ -159,8 +169,60 @@ impl Leases {
             access_version: granted.access_version,
             cluster: OnceLock::new(),
             acquired: Instant::now(),
+            asked,
             renewing: AtomicBool::new(false),
-        }))
+        }
+    }
+}
+
+/// The leases that are kept. A lease that was asked for may come when it is
+/// outdated already: what was forgotten is remembered for a while.
+#[derive(Clone, Debug)]
+struct Kept {
+    leases: Cache<Uuid, Arc<Lease>>,
+    /// How often leases had been forgotten when a tenant's was last.
+    forgotten: Cache<Uuid, u64>,
+    times_forgotten: Arc<AtomicU64>,
+}
+
+impl Kept {
+    fn new() -> Self {
+        let leases = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
+        let forgotten =
+            Cache::builder().max_capacity(CACHED_LEASES).time_to_live(REMEMBERS_FOR).build();
+        Self { leases, forgotten, times_forgotten: Arc::default() }
+    }
+
+    /// Read before the registry is asked for a lease.
+    fn times_forgotten(&self) -> u64 {
+        self.times_forgotten.load(Ordering::SeqCst)
+    }
+
+    /// The lease of a tenant, acquired where there is none, or only one that
+    /// was asked for before it was forgotten.
+    async fn get<F>(&self, tenant: Uuid, acquire: impl Fn() -> F) -> Result<Arc<Lease>, Arc<Status>>
+    where
+        F: Future<Output = Result<Arc<Lease>, Status>>,
+    {
+        loop {
+            let lease = self.leases.try_get_with(tenant, acquire()).await?;
+            let forgotten = self.forgotten.get(&tenant).await.unwrap_or_default();
+            if lease.asked >= forgotten {
+                return Ok(lease);
+            }
+            // Another caller may have brought a new one meanwhile.
+            let remove_old = |known: Option<moka::Entry<Uuid, Arc<Lease>>>| async move {
+                let is_old = known.is_some_and(|known| known.value().asked < forgotten);
+                if is_old { Op::Remove } else { Op::Nop }
+            };
+            self.leases.entry(tenant).and_compute_with(remove_old).await;
+        }
+    }
+
+    async fn forget(&self, tenant: Uuid) {
+        let times = self.times_forgotten.fetch_add(1, Ordering::SeqCst) + 1;
+        self.forgotten.insert(tenant, times).await;
+        self.leases.invalidate(&tenant).await;
     }
 }
 
@@ -203,5 +265,41 @@ fn refused(status: &Arc<Status>) -> SessionError {
         Some(ErrorReason::TenantSuspended) => SessionError::Suspended,
         Some(ErrorReason::TenantDeleted) => SessionError::Deleted,
         _ => SessionError::Unavailable("the tenant-registry gave no lease", status.clone().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lease_that_was_asked_for_before_it_was_forgotten_is_asked_for_again() {
+        let (kept, tenant) = (Kept::new(), Uuid::from_u128(1));
+        let (asked, forgotten, times) = (Notify::new(), Notify::new(), AtomicU32::new(0));
+        let acquire = || async {
+            let generation = times.fetch_add(1, Ordering::SeqCst) + 1;
+            let granted = AcquireLeaseResponse { generation, ..AcquireLeaseResponse::default() };
+            let lease = Lease::new(&granted, "test", kept.times_forgotten());
+            if generation == 1 {
+                asked.notify_one();
+                forgotten.notified().await;
+            }
+            Ok(Arc::new(lease))
+        };
+        let forget = async {
+            asked.notified().await;
+            kept.forget(tenant).await;
+            forgotten.notify_one();
+        };
+
+        let (first, ()) = tokio::join!(kept.get(tenant, acquire), forget);
+        let second = kept.get(tenant, acquire).await;
+
+        assert_eq!((first.unwrap().generation, second.unwrap().generation), (2, 2));
+        assert_eq!(times.load(Ordering::SeqCst), 2);
     }
 }
