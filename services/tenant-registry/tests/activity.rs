@@ -127,6 +127,30 @@ async fn a_process_whose_sessions_have_no_room_does_not_join() {
 }
 
 #[tokio::test]
+async fn a_process_that_died_long_ago_is_known_no_more() {
+    let id = server().clock.new_id();
+    let mut registry = server().superuser("crm_registry").await;
+    sqlx::query(
+        "INSERT INTO instances (service, instance, session_budget, report_number, report_time)
+         VALUES ('contacts', 'old ' || $1, 1, 1, now() - interval '25 hours'),
+             ('contacts', 'new ' || $1, 1, 1, now() - interval '23 hours')",
+    )
+    .bind(id.to_string())
+    .execute(&mut registry)
+    .await
+    .unwrap();
+
+    report(&format!("next {id}"), 1, 1, &[]).await.unwrap();
+
+    let known = sqlx::query_scalar(
+        "SELECT instance FROM instances WHERE instance LIKE '% ' || $1 ORDER BY instance",
+    );
+    let known: Vec<String> = known.bind(id.to_string()).fetch_all(&mut registry).await.unwrap();
+    assert_eq!(known, [format!("new {id}"), format!("next {id}")]);
+    report(&format!("next {id}"), 2, 0, &[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_report_names_all_its_faults() {
     let roles = vec!["roles/internal.service".to_owned()];
     let issued = server().identity.issue("services/contacts".to_owned(), roles, None).unwrap();

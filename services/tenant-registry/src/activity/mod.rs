@@ -21,6 +21,9 @@ use crate::database::{Database, owned};
 const ALIVE_FOR: TimeDelta = TimeDelta::seconds(15);
 /// How long the figures of a process are kept after its last report.
 const KEPT_FOR: TimeDelta = TimeDelta::days(7);
+/// How long a process is known after its last report, if it died without a
+/// word.
+const KNOWN_FOR: TimeDelta = TimeDelta::days(1);
 /// Connections of each cluster that are not the data services': the
 /// registry's own, and some for operators.
 pub const RESERVED_CONNECTIONS: i64 = 24;
@@ -107,7 +110,7 @@ impl Activities {
     ) -> Result<(), ActivityError> {
         let now = self.clock.now();
         store::lock_joins(tx).await?;
-        store::delete_old_activity(tx, now - KEPT_FOR).await?;
+        store::delete_old(tx, now - KEPT_FOR, now - KNOWN_FOR).await?;
         let taken = store::budgets_of_others(tx, report, now - ALIVE_FOR).await?;
         let needed = taken + i64::from(report.session_budget) + RESERVED_CONNECTIONS;
         if needed > connections {

@@ -141,14 +141,23 @@ pub(super) async fn delete_instance(
     Ok(())
 }
 
-pub(super) async fn delete_old_activity(
+/// Deletes what was reported before the first time, and the processes that
+/// reported for the last time before the second.
+pub(super) async fn delete_old(
     connection: &mut PgConnection,
-    before: DateTime<Utc>,
+    reported_before: DateTime<Utc>,
+    died_before: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM tenant_activity WHERE report_time < $1")
-        .bind(before)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "WITH died AS (
+             DELETE FROM instances WHERE report_time < $2
+         )
+         DELETE FROM tenant_activity WHERE report_time < $1",
+    )
+    .bind(reported_before)
+    .bind(died_before)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
