@@ -117,8 +117,14 @@ impl Fences {
         }
         let silent = self.database.silent_clusters();
         for tenant_id in store::all_unsettled(&self.database.registry, &silent).await? {
-            let outcome = self.settle(tenant_id).await;
-            tracing::info!(%tenant_id, ?outcome, "took up an unsettled tenant");
+            match self.settle(tenant_id).await {
+                Ok(()) => tracing::info!(%tenant_id, "settled a tenant"),
+                Err(error) => tracing::warn!(
+                    %tenant_id,
+                    cause = crm_error::chain(&error),
+                    "an unsettled tenant cannot be settled"
+                ),
+            }
         }
         Ok(())
     }

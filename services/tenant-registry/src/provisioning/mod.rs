@@ -186,8 +186,14 @@ impl Provisioner {
             match store::unfinished(&self.database.registry, before, &silent).await {
                 Ok(tenants) => {
                     for tenant_id in tenants {
-                        let outcome = self.finish(tenant_id).await;
-                        tracing::info!(%tenant_id, ?outcome, "took up an unfinished tenant");
+                        match self.finish(tenant_id).await {
+                            Ok(()) => tracing::info!(%tenant_id, "finished a tenant"),
+                            Err(error) => tracing::warn!(
+                                %tenant_id,
+                                cause = crm_error::chain(&error),
+                                "an unfinished tenant cannot be finished"
+                            ),
+                        }
                     }
                 }
                 Err(error) => tracing::warn!(

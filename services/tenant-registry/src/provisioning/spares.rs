@@ -50,8 +50,14 @@ impl Provisioner {
         let silent = self.database.silent_clusters();
         let unfinished = store::unfinished_spares(registry, before, &silent).await?;
         join_all(unfinished.into_iter().map(|spare_id| async move {
-            let outcome = self.finish(spare_id).await;
-            tracing::info!(%spare_id, ?outcome, "took up an unfinished spare");
+            match self.finish(spare_id).await {
+                Ok(()) => tracing::info!(%spare_id, "finished a spare"),
+                Err(error) => tracing::warn!(
+                    %spare_id,
+                    cause = crm_error::chain(&error),
+                    "an unfinished spare cannot be finished"
+                ),
+            }
         }))
         .await;
         let levels = store::spare_levels(registry).await?;
