@@ -24,6 +24,8 @@ pub(crate) enum TenantError {
     Deleted(Uuid),
     #[error("tenant {0} is not deleted")]
     NotDeleted(Uuid),
+    #[error("the purge_time of tenant {0} has passed")]
+    Unrestorable(Uuid),
     #[error("tenant {0} changed meanwhile")]
     Changed(Uuid),
     #[error("what the tenant would become is wrong")]
@@ -64,6 +66,10 @@ impl From<TenantError> for ApiError {
             TenantError::NotDeleted(_) => {
                 Self::new(ErrorReason::ResourceNotDeleted, "the tenant is not deleted")
             }
+            TenantError::Unrestorable(_) => Self::new(
+                ErrorReason::ResourceDeleted,
+                "the tenant is deleted, and its purge_time has passed",
+            ),
             TenantError::Changed(_) => Self::new(
                 ErrorReason::ConcurrentChange,
                 "the tenant changed meanwhile; read it again",

@@ -158,7 +158,7 @@ impl Tenant {
                 patch.apply(self).map_err(TenantError::Invalid)?;
             }
             Change::Delete | Change::Undelete | Change::Suspend | Change::Resume => {
-                self.state = self.state_after(change, id)?;
+                self.state = self.state_after(change, id, now)?;
             }
         }
         match change {
@@ -178,7 +178,12 @@ impl Tenant {
     }
 
     /// The state that a change leads to.
-    fn state_after(&mut self, change: &Change, id: Uuid) -> Result<State, TenantError> {
+    fn state_after(
+        &mut self,
+        change: &Change,
+        id: Uuid,
+        now: DateTime<Utc>,
+    ) -> Result<State, TenantError> {
         match (self.state, change) {
             (State::Unspecified | State::Provisioning, _) => Err(TenantError::Inactive(id)),
             (State::Active, Change::Suspend) => Ok(State::Suspended),
@@ -192,7 +197,13 @@ impl Tenant {
             (State::Active | State::Suspended, Change::Undelete) => {
                 Err(TenantError::NotDeleted(id))
             }
-            (State::Deleted, Change::Undelete) => Ok(self.restore_state.unwrap_or(State::Active)),
+            (State::Deleted, Change::Undelete) => {
+                // From then on it may be removed at any moment.
+                if self.purge_time.is_some_and(|purge_time| purge_time <= now) {
+                    return Err(TenantError::Unrestorable(id));
+                }
+                Ok(self.restore_state.unwrap_or(State::Active))
+            }
             (State::Deleted, Change::Delete | Change::Suspend | Change::Resume) => {
                 Err(TenantError::Deleted(id))
             }

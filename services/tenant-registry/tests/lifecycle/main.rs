@@ -152,6 +152,25 @@ async fn a_tenant_goes_through_its_life_and_comes_back_as_it_was() {
     assert_eq!(logins(&tenant).await, [true, true]);
 }
 
+#[tokio::test]
+async fn a_tenant_is_not_restored_after_its_purge_time() {
+    let tenant = Tenant::create().await;
+    let name = tenant.tenant.name.as_str();
+    act(Delete, ask(name)).await.unwrap();
+    let mut registry = server().superuser("crm_registry").await;
+    let past = "UPDATE tenants SET purge_time = now() - interval '1 second' WHERE tenant_id = $1";
+    sqlx::query(past).bind(tenant.id).execute(&mut registry).await.unwrap();
+    let before = get(name).await;
+
+    let outcome = act(Undelete, ask(name)).await;
+
+    assert_eq!(code_and_reason(outcome), failed("RESOURCE_DELETED"));
+    let preview = act(Undelete, Ask { validate_only: true, ..ask(name) }).await;
+    assert_eq!(code_and_reason(preview), failed("RESOURCE_DELETED"));
+    assert_eq!(get(name).await, before);
+    assert_eq!(logins(&tenant).await, [false, false]);
+}
+
 fn ask_tenant(name: &str) -> pb::Tenant {
     pb::Tenant { name: name.to_owned(), ..pb::Tenant::default() }
 }
