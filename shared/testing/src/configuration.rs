@@ -126,6 +126,33 @@ impl<C: Fn() -> Command> Configuration<C> {
     }
 }
 
+/// The tests of a [`Configuration`] that every service has: the function makes
+/// the program's.
+#[macro_export]
+macro_rules! configuration_tests {
+    ($configuration:path) => {
+        #[test]
+        fn every_wrong_value_is_named_with_its_variable_before_anything_begins() {
+            $configuration().refuses_wrong_values();
+        }
+
+        #[test]
+        fn a_secret_file_that_cannot_be_used_is_named() {
+            $configuration().refuses_bad_secret_files();
+        }
+
+        #[test]
+        fn a_key_that_is_no_option_is_named() {
+            $configuration().refuses_unknown_keys();
+        }
+
+        #[test]
+        fn a_taken_port_is_named_with_the_option_that_asks_for_it() {
+            $configuration().refuses_taken_ports();
+        }
+    };
+}
+
 fn holds_a_secret(variable: &str) -> bool {
     ["_SECRET_FILE", "_PASSWORD_FILE", "_KEY_FILE"].iter().any(|end| variable.ends_with(end))
 }
