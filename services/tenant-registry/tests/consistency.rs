@@ -11,7 +11,7 @@ use crm_proto::registry::v1::finding::Kind;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
     CheckClustersRequest, CheckClustersResponse, Cluster, CreateClusterRequest,
-    CreateTenantRequest, ResumeTenantRequest, SuspendTenantRequest, Tenant as TenantMessage,
+    ResumeTenantRequest, SuspendTenantRequest,
 };
 use crm_tenant_registry::consistency::FindingKind::{self, *};
 use crm_testing::{Client, OtherCluster, Server, Tenant, own_server};
@@ -21,21 +21,6 @@ use sqlx::{AssertSqlSafe, Connection as _};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-async fn tenant(server: &Server) -> Tenant {
-    let operator = Client::operator(server);
-    let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
-    let request = CreateTenantRequest {
-        tenant: Some(TenantMessage {
-            display_name: "Someone".to_owned(),
-            slug: format!("test-{}", server.clock.new_id().as_simple()),
-            ..TenantMessage::default()
-        }),
-        ..CreateTenantRequest::default()
-    };
-    let made = client.create_tenant(operator.request(request)).await.unwrap().into_inner();
-    Tenant::of(server, made)
-}
 
 /// Runs statements in the registry's database, as a superuser, who may reach
 /// everything from there. Where the registry mends the same row of a catalog at
@@ -225,7 +210,7 @@ const DISORDERS: [Disorder; 24] = [
 #[tokio::test(flavor = "multi_thread")]
 async fn every_disorder_is_found_and_nothing_else() {
     let server = own_server(0);
-    let (one, other) = (tenant(&server).await, tenant(&server).await);
+    let (one, other) = (Tenant::create_in(&server).await, Tenant::create_in(&server).await);
     let mut registry = server.superuser("crm_registry").await;
     let template = sqlx::query_as(
         "SELECT d.name, d.database_id
@@ -320,7 +305,7 @@ async fn work_that_goes_on_is_no_disorder() {
     let operator = Client::operator(&server);
     let client = TenantServiceClient::new(operator.channel(server.addresses.registry));
     let sagas = join_all((0..6).map(|_| async {
-        let tenant = tenant(&server).await;
+        let tenant = Tenant::create_in(&server).await;
         for _ in 0..3 {
             let name = tenant.tenant.name.clone();
             let request = SuspendTenantRequest { name: name.clone(), ..Default::default() };

@@ -8,6 +8,7 @@ use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_standalone::app::LOCAL_OPERATOR;
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
+use tonic::Status;
 use uuid::Uuid;
 
 use crate::check::{Check, faults_of_log};
@@ -35,7 +36,20 @@ impl Tenant {
     }
 
     pub(crate) async fn create_alone() -> Self {
-        let server = server();
+        Self::create_in(server()).await
+    }
+
+    /// Makes a tenant of another server than the run's own.
+    pub async fn create_in(server: &Server) -> Self {
+        Self::try_create_in(server).await.unwrap()
+    }
+
+    /// Asks a server's registry for a tenant.
+    ///
+    /// # Errors
+    ///
+    /// What the registry answers.
+    pub async fn try_create_in(server: &Server) -> Result<Self, Status> {
         let operator = Client::operator(server);
         let request = pb::CreateTenantRequest {
             tenant: Some(pb::Tenant {
@@ -46,8 +60,8 @@ impl Tenant {
             ..pb::CreateTenantRequest::default()
         };
         let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
-        let tenant = client.create_tenant(operator.request(request)).await.unwrap().into_inner();
-        Self::of(server, tenant)
+        let tenant = client.create_tenant(operator.request(request)).await?.into_inner();
+        Ok(Self::of(server, tenant))
     }
 
     /// One that a server's registry answered.

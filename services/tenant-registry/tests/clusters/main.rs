@@ -14,10 +14,8 @@ use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
 use crm_proto::registry::v1::cluster::{State, TlsMode};
 use crm_proto::registry::v1::cluster_service_client::ClusterServiceClient;
-use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
-    Cluster, CreateClusterRequest, CreateTenantRequest, GetClusterRequest, Tenant as TenantMessage,
-    UpdateClusterRequest,
+    Cluster, CreateClusterRequest, GetClusterRequest, UpdateClusterRequest,
 };
 use crm_testing::{Channel, Client, OtherCluster, Server, Tenant, own_server};
 use tokio::sync::{Mutex, MutexGuard};
@@ -93,25 +91,6 @@ async fn until(server: &Server, name: &str, is_right: impl Fn(&Cluster) -> bool)
         assert!(Instant::now() < limit, "{cluster:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-}
-
-async fn try_tenant(server: &Server) -> Result<Tenant, Status> {
-    let operator = Client::operator(server);
-    let mut client = TenantServiceClient::new(operator.channel(server.addresses.registry));
-    let request = CreateTenantRequest {
-        tenant: Some(TenantMessage {
-            display_name: "Test tenant".to_owned(),
-            slug: format!("test-{}", server.clock.new_id().as_simple()),
-            ..TenantMessage::default()
-        }),
-        ..CreateTenantRequest::default()
-    };
-    let tenant = client.create_tenant(operator.request(request)).await?.into_inner();
-    Ok(Tenant::of(server, tenant))
-}
-
-async fn tenant(server: &Server) -> Tenant {
-    try_tenant(server).await.unwrap()
 }
 
 /// A client with the token of an administrator of the tenant.

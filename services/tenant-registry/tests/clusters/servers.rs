@@ -12,9 +12,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tonic::{Code, Status};
 
-use super::{
-    FIRST, addition, clusters, create, get, set_state, suite, tenant, try_tenant, until, write,
-};
+use super::{FIRST, addition, clusters, create, get, set_state, suite, until, write};
 
 fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
     let roles = vec!["roles/internal.service".to_owned()];
@@ -94,7 +92,7 @@ async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
     let (server, _turn) = suite().await;
     let other = OtherCluster::start().await;
     other.set_up().await;
-    let before = tenant(server).await;
+    let before = Tenant::create_in(server).await;
     let mut request = addition("story", &other);
     request.cluster.as_mut().unwrap().spare_target = Some(2);
 
@@ -108,7 +106,7 @@ async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
     let first = get(server, FIRST).await.unwrap();
     let mut there = Vec::new();
     while there.len() < 3 {
-        let tenant = tenant(server).await;
+        let tenant = Tenant::create_in(server).await;
         write(server, &tenant).await.unwrap();
         there.extend(Some(tenant).filter(|tenant| tenant.tenant.cluster == added.name));
     }
@@ -127,7 +125,7 @@ async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
 
     // A cluster that is being emptied gets no more.
     set_state(server, &added.name, State::Draining).await;
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    assert_eq!(Tenant::create_in(server).await.tenant.cluster, FIRST);
 
     // Without its server, what is known is answered, and others go on.
     other.stop().await;
@@ -135,7 +133,7 @@ async fn a_second_cluster_holds_tenants_and_its_end_is_only_its_own() {
     assert_eq!((down.tenant_count, down.session_count), (full.tenant_count, 0));
     assert_eq!(down.postgresql_version, "");
     write(server, &before).await.unwrap();
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    assert_eq!(Tenant::create_in(server).await.tenant.cluster, FIRST);
     assert_eq!(code_and_reason(write(server, &there[0]).await).0, Code::Unavailable);
     let (operator, mut client) = clusters(server);
     let page = client.list_clusters(operator.request(ListClustersRequest::default())).await;
@@ -160,12 +158,12 @@ async fn a_cluster_that_misses_a_schema_gets_it_before_more_tenants() {
     register(server, "COMMENT ON TABLE contacts.contacts IS 'people'").await.unwrap();
 
     // It has the fewest tenants, and the old template.
-    assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+    assert_eq!(Tenant::create_in(server).await.tenant.cluster, FIRST);
     other.start_again().await;
     let caught_up = until(server, &added.name, |cluster| cluster.template > added.template).await;
     assert!(caught_up.reachable);
     while get(server, &added.name).await.unwrap().tenant_count == 0 {
-        write(server, &tenant(server).await).await.unwrap();
+        write(server, &Tenant::create_in(server).await).await.unwrap();
     }
     set_state(server, &added.name, State::Draining).await;
 }
@@ -175,12 +173,12 @@ async fn a_cluster_that_is_down_gets_no_tenants_and_holds_up_no_fence() {
     let (server, _turn) = suite().await;
     let other = OtherCluster::start().await;
     other.set_up().await;
-    let near = tenant(server).await;
+    let near = Tenant::create_in(server).await;
     let added = create(server, addition("down", &other)).await.unwrap();
     let mut there = Vec::new();
     set_state(server, FIRST, State::Draining).await;
     while there.len() < 5 {
-        there.push(tenant(server).await);
+        there.push(Tenant::create_in(server).await);
     }
     set_state(server, FIRST, State::Active).await;
     // It has the fewest tenants, and will have.
@@ -197,11 +195,11 @@ async fn a_cluster_that_is_down_gets_no_tenants_and_holds_up_no_fence() {
     other.stop().await;
 
     let start = Instant::now();
-    while try_tenant(server).await.is_err() {
+    while Tenant::try_create_in(server).await.is_err() {
         assert!(start.elapsed() < Duration::from_secs(20), "tenants go to where nothing answers");
     }
     for _ in 0..3 {
-        assert_eq!(tenant(server).await.tenant.cluster, FIRST);
+        assert_eq!(Tenant::create_in(server).await.tenant.cluster, FIRST);
     }
     let suspended: Vec<_> = there.iter().chain([&near]).collect();
     suspend_and_die(server, &suspended).await;
@@ -220,7 +218,7 @@ async fn a_cluster_that_stands_still_holds_up_no_fence() {
     let (server, _turn) = suite().await;
     let other = OtherCluster::start().await;
     other.set_up().await;
-    let near = tenant(server).await;
+    let near = Tenant::create_in(server).await;
     let added = create(server, addition("still", &other)).await.unwrap();
     set_state(server, &added.name, State::Draining).await;
     // Whoever asks for roles there gets no answer.

@@ -5,15 +5,12 @@ use crm_proto::registry::v1::cluster_service_client::ClusterServiceClient;
 use crm_proto::registry::v1::{
     Cluster, CreateClusterRequest, GetClusterRequest, ListClustersRequest, UpdateClusterRequest,
 };
-use crm_testing::{OtherCluster, code_and_reason, field_faults};
+use crm_testing::{OtherCluster, Tenant, code_and_reason, field_faults};
 use prost::Message as _;
 use prost_types::FieldMask;
 use tonic::Code;
 
-use super::{
-    FIRST, addition, admin, change, clusters, create, get, set_state, suite, tenant, try_tenant,
-    update,
-};
+use super::{FIRST, addition, admin, change, clusters, create, get, set_state, suite, update};
 
 #[tokio::test]
 async fn a_server_that_lacks_something_is_refused_with_what_it_lacks() {
@@ -175,13 +172,13 @@ async fn a_platform_that_is_full_says_so() {
 
     let held = get(server, FIRST).await.unwrap().tenant_count;
     update(server, capacity(held + 1)).await.unwrap();
-    tenant(server).await;
-    let refused = try_tenant(server).await;
+    Tenant::create_in(server).await;
+    let refused = Tenant::try_create_in(server).await;
     update(server, capacity(1000)).await.unwrap();
 
     let expected = (Code::ResourceExhausted, "CLUSTERS_FULL".to_owned());
     assert_eq!(code_and_reason(refused), expected);
-    tenant(server).await;
+    Tenant::create_in(server).await;
 }
 
 #[tokio::test]
@@ -261,7 +258,7 @@ async fn clusters_are_listed_in_pages() {
 #[tokio::test]
 async fn a_tenants_administrator_sees_no_clusters() {
     let (server, _turn) = suite().await;
-    let tenant = tenant(server).await;
+    let tenant = Tenant::create_in(server).await;
     let admin = admin(server, &tenant);
     let mut client = ClusterServiceClient::new(admin.channel(server.addresses.registry));
 
