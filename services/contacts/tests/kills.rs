@@ -9,18 +9,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
-use crm_testing::{Channel, Client, Folder, Process, Tenant, program, reason, server};
+use crm_testing::{Channel, Client, Folder, Process, Raw, Tenant, program, reason, server};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use prost::Message as _;
-use prost::bytes::{Buf as _, Bytes};
+use prost::bytes::Bytes;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tonic::client::Grpc;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Status};
 
@@ -34,44 +33,6 @@ const KILLS: usize = 4;
 const REPEAT_AFTER: Duration = Duration::from_millis(20);
 /// What a busy machine may take at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Takes answers as the bytes that they are.
-#[derive(Clone, Copy, Default)]
-struct Undecoded;
-
-impl Codec for Undecoded {
-    type Encode = CreateContactRequest;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        *self
-    }
-
-    fn decoder(&mut self) -> Self {
-        *self
-    }
-}
-
-impl Encoder for Undecoded {
-    type Item = CreateContactRequest;
-    type Error = Status;
-
-    fn encode(&mut self, item: Self::Item, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer).unwrap();
-        Ok(())
-    }
-}
-
-impl Decoder for Undecoded {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
-    }
-}
 
 /// What all senders share.
 struct Sending {
@@ -87,7 +48,7 @@ impl Sending {
     async fn send(&self, message: &CreateContactRequest) -> Bytes {
         let until = Instant::now() + PATIENCE;
         loop {
-            match self.try_send(message.clone()).await {
+            match self.try_send(message).await {
                 Ok(answer) => {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     return answer;
@@ -99,12 +60,13 @@ impl Sending {
         }
     }
 
-    async fn try_send(&self, message: CreateContactRequest) -> Result<Bytes, Status> {
+    /// Sends it once: the answer, as the bytes that it is.
+    async fn try_send(&self, message: &CreateContactRequest) -> Result<Bytes, Status> {
         const METHOD: &str = "/crm.contacts.v1.ContactService/CreateContact";
         let mut grpc = Grpc::new(self.contacts.borrow().clone());
         grpc.ready().await.unwrap();
-        let request = self.admin.request(message);
-        let answer = grpc.unary(request, PathAndQuery::from_static(METHOD), Undecoded).await?;
+        let request = self.admin.request(message.encode_to_vec().into());
+        let answer = grpc.unary(request, PathAndQuery::from_static(METHOD), Raw).await?;
         Ok(answer.into_inner())
     }
 
