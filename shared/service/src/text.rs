@@ -7,6 +7,11 @@ pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || c.is_control() || invisible(c))
 }
 
+/// A blank text is absent.
+pub fn present(text: String) -> Option<String> {
+    (!is_blank(&text)).then_some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,7 +6,7 @@ use crm_proto::messaging::v1 as messaging_pb;
 use crm_service::mask::masked;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
-use crm_service::text::is_blank;
+use crm_service::text::present;
 use crm_service::{etag, filter, names, timestamp};
 use prost::Message as _;
 use prost_types::value::Kind;
@@ -160,11 +160,6 @@ pub(crate) fn deletion(contact: &Contact) -> messaging_pb::Conversation {
         delete_time: contact.delete_time.map(timestamp),
         ..messaging_pb::Conversation::default()
     }
-}
-
-/// A blank text is absent.
-fn present(text: String) -> Option<String> {
-    (!is_blank(&text)).then_some(text)
 }
 
 impl From<Contact> for pb::Contact {

@@ -4,9 +4,10 @@ use crm_error::{ApiError, Violations};
 use crm_proto::changes::v1 as changes_pb;
 use crm_proto::contacts::v1 as contacts_pb;
 use crm_proto::messaging::v1 as pb;
+use crm_service::mask::masked;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
-use crm_service::text::is_blank;
+use crm_service::text::present;
 use crm_service::{etag, filter, names, timestamp};
 use prost::Message as _;
 use prost_types::Any;
@@ -44,8 +45,15 @@ pub(super) fn new_conversation(
     Ok(NewConversation { contact_id, display_name: present(conversation.display_name), state })
 }
 
+/// A field that an update can name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    State,
+    DisplayName,
+}
+
 /// The fields that an update can name.
-const FIELDS: [&str; 2] = ["state", "display_name"];
+const FIELDS: [(&str, Field); 2] = [("state", Field::State), ("display_name", Field::DisplayName)];
 
 /// What an update asks for. Only the fields that it names are looked at.
 ///
@@ -63,48 +71,33 @@ pub(super) fn conversation_update(
         violations.add("conversation.name", "REQUIRED", "It is required.");
     }
     let fields = match &request.update_mask {
-        Some(mask) => masked(&mask.paths, &mut violations),
-        None => FIELDS.into_iter().filter(|field| is_populated(&conversation, field)).collect(),
+        Some(mask) => masked(&FIELDS, &mask.paths, &mut violations),
+        None => {
+            FIELDS.into_iter().filter(|(_, field)| is_populated(&conversation, *field)).collect()
+        }
     };
     if fields.is_empty() && !violations.has("update_mask") {
         violations.add("update_mask", "NOTHING_TO_UPDATE", "At least one field.");
     }
     violations.retain(|field| match field.strip_prefix("conversation.") {
-        Some(field) => fields.contains(&field) || field == "name",
+        Some(field) => fields.iter().any(|(name, _)| *name == field) || field == "name",
         None => true,
     });
-    let state = fields.contains(&"state").then(|| conversation.state());
+    let is_named = |named| fields.iter().any(|(_, field)| *field == named);
+    let state = is_named(Field::State).then(|| conversation.state());
     if conversation.state == 0 && state.is_some() {
         violations.add("conversation.state", "ENUM_NOT_IN", "It must be specified.");
     }
     let target = id.map(|id| Target { id, revision: etag::parse(&conversation.etag) });
-    let is_named = fields.contains(&"display_name");
-    let display_name = is_named.then(|| present(conversation.display_name));
+    let display_name = is_named(Field::DisplayName).then(|| present(conversation.display_name));
     Ok((settle(target, violations)?, ConversationPatch { state, display_name }))
 }
 
-fn masked(paths: &[String], violations: &mut Violations) -> Vec<&'static str> {
-    if paths == ["*"] {
-        return FIELDS.to_vec();
-    }
-    if paths.iter().any(|path| !FIELDS.contains(&path.as_str())) {
-        let names = FIELDS.join(", ");
-        let text = format!("Each path is one of {names}; or the only one is `*`.");
-        violations.add("update_mask", "FIELD_MASK", text);
-    }
-    FIELDS.into_iter().filter(|field| paths.iter().any(|path| path == field)).collect()
-}
-
-fn is_populated(conversation: &pb::Conversation, field: &str) -> bool {
+fn is_populated(conversation: &pb::Conversation, field: Field) -> bool {
     match field {
-        "state" => conversation.state != 0,
-        _ => !conversation.display_name.is_empty(),
+        Field::State => conversation.state != 0,
+        Field::DisplayName => !conversation.display_name.is_empty(),
     }
-}
-
-/// A blank text is absent.
-fn present(text: String) -> Option<String> {
-    (!is_blank(&text)).then_some(text)
 }
 
 /// Which conversations a list asks for.
