@@ -1,7 +1,9 @@
 //! Contacts: their use cases.
 
 mod error;
+mod metadata;
 mod model;
+mod recorded;
 mod store;
 
 use chrono::{DateTime, Utc};
@@ -13,10 +15,12 @@ use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 pub(crate) use error::ContactError;
+pub(crate) use metadata::read_metadata;
 pub(crate) use model::{
     Change, Contact, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target, Write,
     phone_key,
 };
+pub(crate) use recorded::recorded_contact;
 
 /// How often a change is tried whose contact changes meanwhile.
 const ATTEMPTS: u32 = 3;

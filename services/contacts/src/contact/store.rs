@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::error::ContactError;
 use super::model::{Contact, ContactFilter, Recorded, Write};
-use crate::grpc::convert::{deletion, initial_conversation, recorded_message};
+use super::recorded::{deletion, initial_conversation, recorded_contact};
 
 #[derive(FromRow)]
 struct ContactRow {
@@ -167,7 +167,7 @@ fn bind_write<'q>(
         .bind(&contact.source)
         .bind(contact.metadata.as_ref().map(Json))
         .bind(contact.update_time)
-        .bind(recorded_message(contact.clone()).encode_to_vec())
+        .bind(recorded_contact(contact.clone()).encode_to_vec())
         .bind(conversation)
         .bind(write.method)
 }

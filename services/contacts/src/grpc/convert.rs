@@ -2,26 +2,18 @@
 
 use crm_error::{ApiError, Violations};
 use crm_proto::contacts::v1 as pb;
-use crm_proto::messaging::v1 as messaging_pb;
 use crm_service::mask::masked;
 use crm_service::open::settle;
 use crm_service::page::{self, Binding, Page, Position};
 use crm_service::text::present;
-use crm_service::{etag, filter, names, timestamp};
+use crm_service::{etag, filter, names};
 use prost::Message as _;
-use prost_types::value::Kind;
-use prost_types::{ListValue, Struct};
-use serde_json::{Map, Number, Value};
+use serde_json::Value;
 
 use crate::contact::{
     Contact, ContactError, ContactFilter, ContactPatch, Field, NewContact, Recorded, Target,
-    phone_key,
+    phone_key, read_metadata, recorded_contact,
 };
-
-/// The largest metadata, encoded.
-const MAX_METADATA_BYTES: usize = 64 * 1024;
-/// The deepest metadata.
-const MAX_METADATA_DEPTH: usize = 32;
 
 /// What a request asks for, with what the domain finds wrong.
 pub(super) fn new_contact(contact: pb::Contact, violations: &mut Violations) -> NewContact {
@@ -153,30 +145,10 @@ pub(super) fn page(page: Page<Contact>, binding: &Binding) -> pb::ListContactsRe
     }
 }
 
-/// What the deletion of a contact adds to what the log records of its
-/// conversations.
-pub(crate) fn deletion(contact: &Contact) -> messaging_pb::Conversation {
-    messaging_pb::Conversation {
-        delete_time: contact.delete_time.map(timestamp),
-        ..messaging_pb::Conversation::default()
-    }
-}
-
 impl From<Contact> for pb::Contact {
     fn from(contact: Contact) -> Self {
         let revision = contact.revision;
-        with_revision(recorded_message(contact), revision)
-    }
-}
-
-/// The message that the change log records: all but revision and etag, which
-/// the change itself carries.
-pub(crate) fn recorded_message(contact: Contact) -> pb::Contact {
-    pb::Contact {
-        name: format!("contacts/{}", contact.id),
-        // The conversation that is made with a contact has the contact's id.
-        initial_conversation: format!("conversations/{}", contact.id),
-        ..preview(contact)
+        with_revision(recorded_contact(contact), revision)
     }
 }
 
@@ -184,19 +156,8 @@ pub(crate) fn recorded_message(contact: Contact) -> pb::Contact {
 pub(super) fn preview(contact: Contact) -> pb::Contact {
     pb::Contact {
         name: String::new(),
-        display_name: contact.display_name,
-        email: contact.email.unwrap_or_default(),
-        phone: contact.phone.unwrap_or_default(),
-        company: contact.company.unwrap_or_default(),
-        position: contact.position.unwrap_or_default(),
-        source: contact.source.unwrap_or_default(),
-        metadata: contact.metadata.and_then(write_metadata),
         initial_conversation: String::new(),
-        create_time: Some(timestamp(contact.create_time)),
-        update_time: Some(timestamp(contact.update_time)),
-        delete_time: contact.delete_time.map(timestamp),
-        etag: String::new(),
-        revision: 0,
+        ..recorded_contact(contact)
     }
 }
 
@@ -211,97 +172,42 @@ fn with_revision(message: pb::Contact, revision: i64) -> pb::Contact {
     pb::Contact { etag: etag::format(revision), revision, ..message }
 }
 
-/// The conversation that is made with a contact, as the change log records it.
-pub(crate) fn initial_conversation(contact: &Contact) -> messaging_pb::Conversation {
-    messaging_pb::Conversation {
-        name: format!("conversations/{}", contact.id),
-        contact: format!("contacts/{}", contact.id),
-        state: messaging_pb::conversation::State::Active.into(),
-        create_time: Some(timestamp(contact.create_time)),
-        update_time: Some(timestamp(contact.update_time)),
-        ..messaging_pb::Conversation::default()
-    }
-}
-
-fn read_metadata(metadata: &Struct, violations: &mut Violations) -> Option<Value> {
-    const FIELD: &str = "contact.metadata";
-    if metadata.encoded_len() > MAX_METADATA_BYTES {
-        violations.add(FIELD, "METADATA_SIZE", "At most 64 KiB.");
-        return None;
-    }
-    match struct_to_json(metadata, 1) {
-        Ok(value) => Some(value),
-        Err((reason, text)) => {
-            violations.add(FIELD, reason, text);
-            None
-        }
-    }
-}
-
-type Fault = (&'static str, &'static str);
-
-fn struct_to_json(object: &Struct, depth: usize) -> Result<Value, Fault> {
-    if depth > MAX_METADATA_DEPTH {
-        return Err(("METADATA_DEPTH", "At most 32 levels deep."));
-    }
-    let mut map = Map::new();
-    for (key, value) in &object.fields {
-        map.insert(text(key)?, value_to_json(value, depth)?);
-    }
-    Ok(Value::Object(map))
-}
-
-fn value_to_json(value: &prost_types::Value, depth: usize) -> Result<Value, Fault> {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => Ok(Value::Null),
-        Some(Kind::BoolValue(value)) => Ok(Value::Bool(*value)),
-        Some(Kind::StringValue(value)) => text(value).map(Value::String),
-        Some(Kind::NumberValue(value)) => {
-            // JSON, and so PostgreSQL, has one zero, and no infinity.
-            let value = if *value == 0.0 { 0.0 } else { *value };
-            let number = Number::from_f64(value);
-            number.map(Value::Number).ok_or(("METADATA_NUMBER", "Numbers must be finite."))
-        }
-        Some(Kind::StructValue(object)) => struct_to_json(object, depth + 1),
-        Some(Kind::ListValue(_)) if depth >= MAX_METADATA_DEPTH => {
-            Err(("METADATA_DEPTH", "At most 32 levels deep."))
-        }
-        Some(Kind::ListValue(list)) => {
-            list.values.iter().map(|value| value_to_json(value, depth + 1)).collect()
-        }
-    }
-}
-
-fn text(text: &str) -> Result<String, Fault> {
-    if text.contains('\0') {
-        return Err(("NO_NUL", "No NUL character."));
-    }
-    Ok(text.to_owned())
-}
-
-fn write_metadata(value: Value) -> Option<Struct> {
-    match json_to_value(value).kind {
-        Some(Kind::StructValue(object)) => Some(object),
-        _ => None,
-    }
-}
-
-fn json_to_value(value: Value) -> prost_types::Value {
-    let kind = match value {
-        Value::Null => Kind::NullValue(0),
-        Value::Bool(value) => Kind::BoolValue(value),
-        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
-        Value::String(text) => Kind::StringValue(text),
-        Value::Array(values) => {
-            Kind::ListValue(ListValue { values: values.into_iter().map(json_to_value).collect() })
-        }
-        Value::Object(map) => {
-            let fields = map.into_iter().map(|(key, value)| (key, json_to_value(value)));
-            Kind::StructValue(Struct { fields: fields.collect() })
-        }
-    };
-    prost_types::Value { kind: Some(kind) }
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_mask_names_known_fields_or_is_wrong_once(
+            paths in proptest::collection::vec(
+                prop_oneof![
+                    prop::sample::select(FIELDS.map(|(name, _)| name.to_owned()).to_vec()),
+                    prop::sample::select(vec!["*".to_owned(), "name".to_owned(), String::new()]),
+                    any::<String>(),
+                ],
+                0..8,
+            ),
+        ) {
+            let mut violations = Violations::default();
+
+            let fields = masked(&FIELDS, &paths, &mut violations);
+
+            let known: BTreeSet<_> = FIELDS.iter().map(|(name, _)| *name).collect();
+            let wanted: BTreeSet<_> = paths.iter().map(String::as_str).collect();
+            let found: BTreeSet<_> = fields.iter().map(|(name, _)| *name).collect();
+            let faults = violations.into_vec();
+            if paths == ["*"] {
+                prop_assert!(faults.is_empty());
+                prop_assert_eq!(found, known);
+            } else {
+                prop_assert_eq!(faults.len(), usize::from(!wanted.is_subset(&known)));
+                prop_assert_eq!(found, wanted.intersection(&known).copied().collect());
+                prop_assert_eq!(fields.len(), wanted.intersection(&known).count());
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 mod error;
 mod model;
+mod recorded;
 mod store;
 
 use crm_auth::TenantContext;
@@ -14,10 +15,12 @@ use uuid::Uuid;
 
 pub(crate) use error::ConversationError;
 pub(crate) use model::{
-    Conversation, ConversationFilter, ConversationPatch, NewConversation, Recorded, State, Target,
-    Write,
+    Conversation, ConversationFilter, ConversationPatch, NewConversation, State, Target,
 };
+pub(crate) use recorded::recorded_conversation;
 pub(crate) use store::get;
+
+use crate::write::{Recorded, Write};
 
 /// The use cases of conversations.
 #[derive(Clone, Debug)]

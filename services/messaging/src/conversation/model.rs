@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 pub(crate) use crm_proto::messaging::v1::conversation::State;
-use crm_service::repeat::RequestKey;
 use uuid::Uuid;
 
 use super::error::ConversationError;
@@ -50,22 +49,6 @@ pub(crate) struct ConversationPatch {
 pub(crate) struct Target {
     pub(crate) id: Uuid,
     pub(crate) revision: Option<i64>,
-}
-
-/// A write that may be repeated: its method, its caller and its request.
-#[derive(Clone, Debug)]
-pub(crate) struct Write {
-    pub(crate) method: &'static str,
-    pub(crate) actor: String,
-    pub(crate) key: RequestKey,
-}
-
-/// A resource as the change log has it: its public message without revision
-/// and etag, and the revision.
-#[derive(Clone, Debug)]
-pub(crate) struct Recorded {
-    pub(crate) after: Vec<u8>,
-    pub(crate) revision: i64,
 }
 
 /// Which conversations are read, and how much of them.

@@ -14,12 +14,11 @@ use uuid::Uuid;
 
 use super::error::ConversationError;
 use super::model::{
-    Conversation, ConversationFilter, ConversationPatch, MAX_CONVERSATIONS, Recorded, Target,
-    Write, state,
+    Conversation, ConversationFilter, ConversationPatch, MAX_CONVERSATIONS, Target, state,
 };
-use crate::grpc::convert::recorded_conversation;
+use super::recorded::recorded_conversation;
 use crate::message::Message;
-use crate::write::write_once;
+use crate::write::{Recorded, Write, write_once};
 
 /// Conversations in platform.resource_types.
 const KIND: i16 = 2;

@@ -15,10 +15,11 @@ use uuid::Uuid;
 
 use crate::change::{Change, ChangeFilter, ChangePage, ResourceType};
 use crate::conversation::{
-    Conversation, ConversationError, ConversationFilter, ConversationPatch, NewConversation,
-    Recorded, State, Target,
+    Conversation, ConversationError, ConversationFilter, ConversationPatch, NewConversation, State,
+    Target, recorded_conversation,
 };
-use crate::message::{Message, MessageError, NewMessage};
+use crate::message::{Message, MessageError, NewMessage, recorded_message};
+use crate::write::Recorded;
 
 /// The most conversations in a page with messages.
 const MAX_FULL_PAGE: i64 = 25;
@@ -198,25 +199,9 @@ impl From<Conversation> for pb::Conversation {
     }
 }
 
-/// What the change log records of a conversation: all but revision and etag,
-/// which the change itself carries, and messages, which are their own.
-pub(crate) fn recorded_conversation(conversation: Conversation) -> pb::Conversation {
-    let name = format!("conversations/{}", conversation.id);
-    pb::Conversation { name, ..preview_conversation(conversation) }
-}
-
 /// A conversation that has not been created: it has no name.
 pub(super) fn preview_conversation(conversation: Conversation) -> pb::Conversation {
-    pb::Conversation {
-        contact: format!("contacts/{}", conversation.contact_id),
-        display_name: conversation.display_name.unwrap_or_default(),
-        state: conversation.state.into(),
-        last_message_time: conversation.last_message_time.map(timestamp),
-        create_time: Some(timestamp(conversation.create_time)),
-        update_time: Some(timestamp(conversation.update_time)),
-        delete_time: conversation.delete_time.map(timestamp),
-        ..pb::Conversation::default()
-    }
+    pb::Conversation { name: String::new(), ..recorded_conversation(conversation) }
 }
 
 /// The answer to a write, from what the change log recorded of it.
@@ -236,23 +221,9 @@ impl From<Message> for pb::Message {
     }
 }
 
-/// What the change log records of a message.
-pub(crate) fn recorded_message(message: Message) -> pb::Message {
-    let name = format!("conversations/{}/messages/{}", message.conversation_id, message.id);
-    pb::Message { name, ..preview(message) }
-}
-
 /// A message that has not been sent: it has no name.
 pub(super) fn preview(message: Message) -> pb::Message {
-    pb::Message {
-        name: String::new(),
-        sender_type: message.sender_type.into(),
-        sender_id: message.sender_id,
-        content: message.content,
-        create_time: Some(timestamp(message.create_time)),
-        etag: String::new(),
-        revision: 0,
-    }
+    pb::Message { name: String::new(), ..recorded_message(message) }
 }
 
 /// The answer to a write, from what the change log recorded of it.

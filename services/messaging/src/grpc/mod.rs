@@ -1,6 +1,6 @@
 //! The gRPC methods of messaging: decode, call, encode.
 
-pub(crate) mod convert;
+mod convert;
 
 use crm_auth::TenantContext;
 use crm_error::ApiError;

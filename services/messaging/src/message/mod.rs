@@ -2,6 +2,7 @@
 
 mod error;
 mod model;
+mod recorded;
 mod store;
 
 use crm_auth::TenantContext;
@@ -15,8 +16,9 @@ use uuid::Uuid;
 
 pub(crate) use error::MessageError;
 pub(crate) use model::{Message, NewMessage, SenderType, sender_type};
+pub(crate) use recorded::recorded_message;
 
-use crate::conversation::{Recorded, Write};
+use crate::write::{Recorded, Write};
 
 /// The use cases of messages.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use uuid::Uuid;
 
 use super::error::MessageError;
 use super::model::{Message, sender_type};
-use crate::conversation::{self, Conversation, Recorded, Write};
-use crate::grpc::convert::{recorded_conversation, recorded_message};
-use crate::write::write_once;
+use super::recorded::recorded_message;
+use crate::conversation::{self, Conversation, recorded_conversation};
+use crate::write::{Recorded, Write, write_once};
 
 /// Messages in platform.resource_types.
 const KIND: i16 = 3;

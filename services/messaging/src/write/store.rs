@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sqlx::PgConnection;
 
-use crate::conversation::{Recorded, Write};
+use super::{Recorded, Write};
 
 /// How a write begins.
 #[derive(Debug)]
