@@ -161,6 +161,7 @@ impl Error for ApiError {
 }
 
 impl From<ApiError> for Status {
+    #[expect(clippy::disallowed_methods, reason = "the one place that makes statuses")]
     fn from(ApiError(error): ApiError) -> Self {
         let code = code(error.reason);
         if let Some(source) = &error.source {

@@ -9,6 +9,7 @@ use std::fmt;
 macro_rules! package {
     ($name:ident, $package:tt) => {
         #[expect(missing_docs, reason = "generated")]
+        #[allow(clippy::disallowed_methods, reason = "generated clients make statuses")]
         pub mod $name {
             pub mod v1 {
                 tonic::include_proto!($package);
