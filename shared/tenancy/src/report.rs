@@ -22,6 +22,9 @@ pub(crate) struct Reporter {
     registry: RegistryClient,
     instance: String,
     session_budget: u32,
+    /// Whether the registry counts these sessions: a process that was silent
+    /// for too long may find that others have their place.
+    has_room: bool,
     last_number: i64,
     /// Sent again as they are until the registry has taken them in, which it
     /// does once, by their number.
@@ -31,7 +34,8 @@ pub(crate) struct Reporter {
 impl Reporter {
     pub(crate) fn new(registry: RegistryClient, instance: String, session_budget: usize) -> Self {
         let session_budget = u32::try_from(session_budget).unwrap_or(u32::MAX);
-        Self { registry, instance, session_budget, last_number: 0, unsent: VecDeque::new() }
+        let unsent = VecDeque::new();
+        Self { registry, instance, session_budget, has_room: true, last_number: 0, unsent }
     }
 
     /// Waits until the registry answers, and has room for the sessions of this
@@ -42,7 +46,7 @@ impl Reporter {
             match patiently(async || self.registry.report_activity(first.clone()).await).await {
                 Ok(()) => return Ok(()),
                 // A process that this one replaces may be about to end.
-                Err(status) if status.code() == Code::FailedPrecondition => {
+                Err(status) if is_without_room(&status) => {
                     let reason = status.message();
                     tracing::warn!(reason, "waiting for room for the sessions of this process");
                     tokio::time::sleep(JOIN_EVERY).await;
@@ -68,11 +72,30 @@ impl Reporter {
             }
         }
         while let Some(report) = self.unsent.front() {
-            if let Err(status) = self.registry.report_activity(report.clone()).await {
+            let sent = self.registry.report_activity(report.clone()).await;
+            self.note(&sent);
+            if let Err(status) = sent {
                 tracing::debug!(%status, "the report of activity is sent again later");
                 return;
             }
             self.unsent.pop_front();
+        }
+    }
+
+    /// Says when the sessions of this process have lost their place, or have it
+    /// again, and not at every report.
+    fn note(&mut self, sent: &Result<(), Status>) {
+        match sent {
+            Ok(()) if !self.has_room => {
+                tracing::info!("the sessions of this process have room again");
+                self.has_room = true;
+            }
+            Err(status) if self.has_room && is_without_room(status) => {
+                let reason = status.message();
+                tracing::warn!(reason, "the sessions of this process have lost their room");
+                self.has_room = false;
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 
@@ -96,4 +119,9 @@ impl Reporter {
             tenants,
         }
     }
+}
+
+/// Whether the registry has no room for the sessions of a process.
+fn is_without_room(status: &Status) -> bool {
+    status.code() == Code::FailedPrecondition
 }

@@ -6,12 +6,13 @@ mod configuration;
 mod stop;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest, GetContactRequest};
 use crm_testing::{
-    Folder, Process, Tenant, ask_admin, code_and_reason, free_address, hand_on, health, program,
-    server,
+    Folder, Process, Tenant, ask_admin, code_and_reason, free_address, hand_on, health, own_server,
+    program, server,
 };
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpStream;
@@ -19,6 +20,8 @@ use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 
 const BIN: &str = env!("CARGO_BIN_EXE_contacts");
+/// What a busy machine may take at most.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn contacts(folder: &Folder, registry: &str) -> Command {
     let secret = folder.write("secret", server().secrets().contacts.expose_secret());
@@ -108,6 +111,44 @@ async fn a_secret_that_is_not_the_account_s_ends_it() {
 
     assert_eq!(process.ended().await.code(), Some(1));
     assert!(!process.log().contains("not the secret"));
+}
+
+/// Waits until a process has said this so often.
+async fn until_said(process: &Process, words: &str, times: usize) {
+    let until = Instant::now() + PATIENCE;
+    while process.log().matches(words).count() < times {
+        assert!(Instant::now() < until, "{words}: {}", process.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn it_says_once_that_others_have_the_room_of_its_sessions() {
+    let server = own_server(0);
+    let folder = Folder::default();
+    let mut command = contacts(&folder, &format!("http://{}", server.addresses.internal));
+    let secret = folder.write("own", server.secrets().contacts.expose_secret());
+    command.env("CRM_CONTACTS_SECRET_FILE", secret).env("CRM_LOG", "info,crm_tenancy=debug");
+    let mut process = Process::start(command, &folder);
+    let address = process.address("contacts").await;
+    process.wait_until(address, ServingStatus::Serving).await;
+
+    // As if it had been silent for long, and another had come.
+    let mut database = server.superuser("crm_registry").await;
+    let came = "UPDATE instances SET report_time = '-infinity' WHERE session_budget = 5;
+        INSERT INTO instances (service, instance, session_budget, report_number, report_time)
+        VALUES ('contacts', 'greedy', 5000, 1, 'infinity')";
+    sqlx::raw_sql(came).execute(&mut database).await.unwrap();
+    until_said(&process, "the report of activity is sent again later", 2).await;
+    let went = "DELETE FROM instances WHERE instance = 'greedy'";
+    sqlx::raw_sql(went).execute(&mut database).await.unwrap();
+    until_said(&process, "the sessions of this process have room again", 1).await;
+
+    let log = process.log();
+    let lost: Vec<_> = log.lines().filter(|line| line.contains("have lost their room")).collect();
+    assert_eq!(lost.len(), 1, "{log}");
+    assert!(lost[0].contains("\"level\":\"WARN\"") && lost[0].contains("max_connections"), "{log}");
+    assert!(process.terminate().await.success());
 }
 
 #[test]
