@@ -58,7 +58,7 @@ pub struct Served {
 ///
 /// # Errors
 ///
-/// When a door cannot be opened, or `start` fails.
+/// When a door cannot be opened, a listener fails, or `start` does.
 pub async fn serve_process(
     doors: Vec<Door>,
     admin_door: Door,
@@ -73,7 +73,7 @@ pub async fn serve_process(
     let readiness = readiness(&doors, waits_for, healths.clone());
     // Metrics are looked up once: the recorder must be there before.
     recorder()?;
-    tokio::spawn(admin::serve(listener, readiness, stop_admin));
+    let mut admin = tokio::spawn(admin::serve(listener, readiness, stop_admin));
 
     // Apart from the shutdown: health checks fail before calls are refused.
     let stop = CancellationToken::new();
@@ -91,6 +91,7 @@ pub async fn serve_process(
     let started_up = tokio::select! {
         served = start => Some(served?),
         Some(ended) = serving.join_next() => { ended??; None }
+        ended = &mut admin => { ended??; None }
         () = shutdown.cancelled() => None,
     };
     let Some(Served { stacks, drain }) = started_up else {
@@ -107,6 +108,8 @@ pub async fn serve_process(
     tokio::select! {
         () = shutdown.cancelled() => {}
         Some(ended) = serving.join_next() => ended??,
+        // A process that nobody can look at is not left to itself.
+        ended = &mut admin => ended??,
     }
     shutdown.cancel();
     Health::give_notice(&served).await;
