@@ -172,7 +172,7 @@ impl Cli {
     /// Does what the command line says.
     pub fn run(self) -> ExitCode {
         let options = self.options;
-        run(&self.telemetry, |shutdown| async move {
+        run("crm", &self.telemetry, |shutdown| async move {
             match self.command.unwrap_or(Command::Start) {
                 Command::Start => start::start(options, shutdown).await,
                 Command::Health { timeout } => {

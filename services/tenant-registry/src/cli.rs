@@ -161,7 +161,7 @@ struct Process {
 pub fn main() -> ExitCode {
     let Process { command, doors, admin, config, telemetry } =
         parse_or_exit_usage(Cli::command().arg(config_option()), Cli::check);
-    run(&telemetry, |shutdown| async move {
+    run("tenant-registry", &telemetry, |shutdown| async move {
         match command {
             Command::Start => serve(doors, admin, config, shutdown).await,
             Command::Token { tenant } => print_token(&config, tenant.as_deref()).await,

@@ -115,7 +115,7 @@ impl DataService {
         };
         let setting = format!("--admin-listen ({})", self.variable("admin_listen"));
         let admin = Door::admin(admin, setting);
-        run(&telemetry, |shutdown| {
+        run(self.name, &telemetry, |shutdown| {
             let start = async {
                 let DataApp { stack, health, sessions } = start(config, Clock::default()).await?;
                 let drain = async move { sessions.drain().await }.boxed();

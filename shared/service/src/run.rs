@@ -18,19 +18,24 @@ const EXIT_ABORTED: u8 = 143;
 /// soon after the first is the same signal again.
 const SAME_SIGNAL: Duration = Duration::from_millis(500);
 
-/// Runs a program to its end.
+/// Runs a program to its end. Its name stands before the last word of one that
+/// failed.
 ///
 /// The program gets a token that is cancelled by the first SIGINT or SIGTERM:
 /// it then finishes its calls and returns. A second signal drops the program
 /// where it stands.
-pub fn run<F>(telemetry: &Telemetry, program: impl FnOnce(CancellationToken) -> F) -> ExitCode
+pub fn run<F>(
+    name: &str,
+    telemetry: &Telemetry,
+    program: impl FnOnce(CancellationToken) -> F,
+) -> ExitCode
 where
     F: Future<Output = Result<(), Box<dyn Error + Send + Sync>>>,
 {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            complain(&error.to_string());
+            complain(name, &error.to_string());
             return ExitCode::FAILURE;
         }
     };
@@ -38,7 +43,7 @@ where
     let traces = match telemetry.start() {
         Ok(traces) => traces,
         Err(error) => {
-            complain(&error.to_string());
+            complain(name, &error.to_string());
             return ExitCode::from(EXIT_USAGE);
         }
     };
@@ -67,7 +72,7 @@ where
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            complain(&chain(error.as_ref()));
+            complain(name, &chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -98,8 +103,8 @@ async fn watch_signals(
 }
 
 /// The last word of a program that failed goes to people, whatever the log.
-fn complain(text: &str) {
+fn complain(name: &str, text: &str) {
     use std::io::Write as _;
     // Where standard error is closed there is nobody to tell.
-    let _told = writeln!(std::io::stderr(), "crm: {text}");
+    let _told = writeln!(std::io::stderr(), "{name}: {text}");
 }

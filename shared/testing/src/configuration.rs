@@ -2,6 +2,7 @@
 //! come from `.env.example`: a variable without one fails.
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -100,7 +101,9 @@ impl<C: Fn() -> Command> Configuration<C> {
             let mut command = (self.command)();
             let output = command.env(variable, &held).env("CRM_LOG", "error").output().unwrap();
 
+            let name = Path::new(command.get_program()).file_name().unwrap().to_string_lossy();
             let words = String::from_utf8(output.stderr).unwrap();
+            assert!(words.starts_with(&format!("{name}: ")), "{name}: {words}");
             assert_eq!(output.status.code(), Some(1), "{words}");
             assert_eq!(words.lines().count(), 1, "{words}");
             assert!(words.contains(&held) && words.contains(variable), "{variable}: {words}");
