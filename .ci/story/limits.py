@@ -1,5 +1,5 @@
 """How long the story waits, in seconds."""
 
 START_LIMIT = 120
-STOP_LIMIT = 10
+STOP_LIMIT = 60
 CALL_LIMIT = 30

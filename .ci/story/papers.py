@@ -46,13 +46,18 @@ def dead_links():
 
 
 def unknown_tests():
-    """The tests that the invariants name and that are in no source."""
+    """The tests that the invariants name and that are not where they say."""
     _, invariants = (ROOT / "ARCHITECTURE.md").read_text().split("\n## Invariants\n")
-    folders = ("services", "shared")
-    sources = "".join(path.read_text() for each in folders for path in (ROOT / each).rglob("*.rs"))
-    for name in re.findall(r"`([a-z]+(?:_[a-z0-9]+){3,})`", invariants):
-        if f"fn {name}(" not in sources:
-            yield name
+    unplaced = set(re.findall(r"`([a-z]+(?:_[a-z0-9]+){3,})`", invariants))
+    for place, names in re.findall(r"`([a-z-]+/[\w/.-]+)`: ((?:`\w+`(?:, )?)+)", invariants):
+        places = [each / place for each in (ROOT / "services", ROOT / "shared")]
+        paths = [path for each in places for path in (each, *each.rglob("*.rs")) if path.is_file()]
+        source = "".join(path.read_text() for path in paths)
+        for name in re.findall(r"`(\w+)`", names):
+            unplaced.discard(name)
+            if f"fn {name}(" not in source:
+                yield f"{place}: {name}"
+    yield from sorted(unplaced)
 
 
 def public_methods():
