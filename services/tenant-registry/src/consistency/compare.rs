@@ -226,12 +226,15 @@ fn login(
         Some(tenant) => Some(tenant.standing != Standing::Fenced),
         None => Some(true),
     };
+    let since = known.tenant.as_ref().map_or(known.since, |tenant| tenant.changed);
     match should_be_open {
         Some(true) if !role.is_open => {
-            notes.add(FindingKind::LoginShut, &login.name, "its tenant is to be reached");
+            let detail = format!("its tenant is to be reached since {since}");
+            notes.add(FindingKind::LoginShut, &login.name, detail);
         }
         Some(false) if role.is_open => {
-            notes.add(FindingKind::LoginOpen, &login.name, "its tenant is suspended or deleted");
+            let detail = format!("its tenant is suspended or deleted since {since}");
+            notes.add(FindingKind::LoginOpen, &login.name, detail);
         }
         Some(_) | None => {}
     }
