@@ -224,13 +224,15 @@ pub(super) async fn activity(
     Ok(rows.bind(tenant_id).fetch_all(pool).await?)
 }
 
-/// The number of sessions of a database, and its size in bytes.
+/// The number of sessions of a database, and its size in bytes. PostgreSQL's own
+/// workers are nobody's, and no sessions.
 pub(super) async fn database_figures(
     cluster: &PgPool,
     database: &str,
 ) -> Result<(i64, i64), StoreError> {
     let figures = sqlx::query_as(
-        "SELECT (SELECT count(*) FROM pg_stat_activity AS a WHERE a.datid = d.oid),
+        "SELECT (SELECT count(*) FROM pg_stat_activity AS a
+                 WHERE a.datid = d.oid AND a.usesysid IS NOT NULL),
              pg_database_size(d.oid)
          FROM pg_database AS d
          WHERE d.datname = $1",
