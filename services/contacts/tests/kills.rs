@@ -74,7 +74,8 @@ impl Sending {
     /// say; otherwise there was none.
     fn refuse(&self, status: &Status) {
         if !status.details().is_empty() {
-            let expected = [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded];
+            let expected =
+                [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded, Code::ResourceExhausted];
             assert!(expected.contains(&status.code()), "{status:?}");
             reason(status);
         }

@@ -27,7 +27,7 @@ const CALLS: usize = 40;
 /// How many sessions one process may have with a tenant.
 const SESSION_CAP: i64 = 10;
 /// How long what was disturbed may take to be well again on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn list(client: &Client, address: SocketAddr) -> Result<usize, Status> {
     let mut contacts = ContactServiceClient::new(client.channel(address));
@@ -60,7 +60,7 @@ async fn a_registry_that_hangs_costs_a_second_and_only_who_needs_it() {
             (Code::Unavailable, "DEPENDENCY_UNAVAILABLE".to_owned())
         );
         // One second, and not one for each that waits, on a busy machine.
-        assert!(after < Duration::from_secs(4), "{after:?}");
+        assert!(after < Duration::from_secs(8), "{after:?}");
     }
     assert_eq!(list(&known.admin(), replica.contacts).await.unwrap(), 0);
     replica.mend();
@@ -309,9 +309,11 @@ async fn sessions_that_broke_together_are_opened_again_one_at_a_time() {
         let admin = tenant.admin();
         async move {
             let until = Instant::now() + PATIENCE;
-            // Whoever finds the first broken one is refused.
+            // Whoever finds the first broken one is refused, and who waits too
+            // long for the others.
             while let Err(status) = list(&admin, server.addresses.contacts).await {
-                assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+                let expected = [Code::Unavailable, Code::ResourceExhausted];
+                assert!(expected.contains(&status.code()), "{status:?}");
                 assert!(Instant::now() < until, "{status:?}");
             }
         }
@@ -321,6 +323,7 @@ async fn sessions_that_broke_together_are_opened_again_one_at_a_time() {
         let mut other = server.superuser("postgres").await;
         loop {
             most.fetch_max(opening(&mut other, database).await, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::select! {

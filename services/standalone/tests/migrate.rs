@@ -117,7 +117,7 @@ async fn a_killed_wave_is_finished_by_the_next_start_and_nothing_runs_twice() {
 
     let marking = "CREATE TABLE IF NOT EXISTS contacts.marks (mark integer);
         INSERT INTO contacts.marks VALUES (1);
-        SELECT pg_sleep(0.3)";
+        SELECT pg_sleep(1)";
     access.register(&[marking]).await;
     let start = Instant::now();
     let mut wave = access.summary().await;
@@ -126,7 +126,7 @@ async fn a_killed_wave_is_finished_by_the_next_start_and_nothing_runs_twice() {
         wave = access.summary().await;
     }
     running.signal("KILL");
-    running.wait(Duration::from_secs(10));
+    running.wait(PATIENCE);
     assert!(wave.current < wave.total, "{wave:?}");
     let mut again = installation.start();
     again.wait_until_it_serves();
@@ -163,5 +163,5 @@ async fn a_killed_wave_is_finished_by_the_next_start_and_nothing_runs_twice() {
     assert!(mended.status.success(), "{}", text(&mended.stderr));
     assert!(shown.status.success() && !text(&shown.stdout).contains("42P07"));
     again.signal("TERM");
-    assert!(again.wait(Duration::from_secs(10)).success());
+    assert!(again.wait(PATIENCE).success());
 }

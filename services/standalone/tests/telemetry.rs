@@ -393,5 +393,5 @@ async fn a_collector_that_does_not_answer_keeps_nobody_waiting() {
     call(&installation, token.trim()).await;
 
     running.signal("INT");
-    assert!(running.wait(Duration::from_secs(10)).success());
+    assert!(running.wait(PATIENCE).success());
 }

@@ -23,14 +23,19 @@ use sqlx::{AssertSqlSafe, Connection as _};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs statements in the registry's database, as a superuser, who may reach
-/// everything from there. Where the registry mends the same row of a catalog at
-/// the same moment, PostgreSQL refuses the later of both, and it is tried again.
+/// everything from there. Where the registry mends the same at that moment,
+/// PostgreSQL may refuse either of both, and it is tried again.
 async fn run(server: &Server, statements: &str) {
     let mut registry = server.superuser("crm_registry").await;
     let start = Instant::now();
     while let Err(error) = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut registry).await {
-        let is_mended_meanwhile = error.to_string().contains("tuple concurrently updated");
-        assert!(is_mended_meanwhile && start.elapsed() < PATIENCE, "{statements}: {error}");
+        let text = error.to_string();
+        let is_meanwhile =
+            ["tuple concurrently", "deadlock detected"].map(|what| text.contains(what));
+        assert!(
+            is_meanwhile.contains(&true) && start.elapsed() < PATIENCE,
+            "{statements}: {error}"
+        );
     }
     registry.close().await.unwrap();
 }

@@ -24,7 +24,7 @@ use tonic::{Code, Status};
 
 /// How long a change may take to show on a machine that is busy. What it took
 /// is printed.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service and where it listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,10 @@ async fn every_replica_obeys_at_once_and_no_other_tenant_notices() {
         .concat();
     let (load, undisturbed) = (Load::start(&tenant, &places), Load::start(&other, &places));
     let mut shut = Vec::new();
-    load.until(&places, Instant::now(), &Ok(())).await;
+    for started in [&load, &undisturbed] {
+        started.until(&places, Instant::now(), &Ok(())).await;
+    }
+    let known = Instant::now();
 
     for (shutting, name, opening) in
         [("suspend", "TENANT_SUSPENDED", "resume"), ("delete", "TENANT_DELETED", "undelete")]
@@ -205,7 +208,8 @@ async fn every_replica_obeys_at_once_and_no_other_tenant_notices() {
             assert!(named || *code == Code::Unavailable, "{at:?}: {code:?} {reason}");
         }
     }
-    assert!(others.iter().all(|ended| ended.outcome.is_ok()), "another tenant noticed");
+    let noticed = |ended: &&Ended| ended.began >= known && ended.outcome.is_err();
+    assert_eq!(others.iter().filter(noticed).count(), 0, "another tenant noticed");
     println!("{} calls, and {} of the other tenant", ended.len(), others.len());
     tenant.check_log().await;
     replica.stop().await;

@@ -15,8 +15,8 @@ use crm_testing::{Client, Tenant, code_and_reason, server};
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-/// A stream without a message for so long is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// How long a message may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn service() -> Client {
     let roles = vec!["roles/internal.service".to_owned()];
@@ -33,10 +33,9 @@ async fn watch(
     Ok(leases.watch_tenants(request).await?.into_inner())
 }
 
-/// The next message, which must come before the stream counts as dead. A stream
-/// ends with a status.
+/// The next message. A stream ends with a status.
 async fn next(stream: &mut Streaming<pb::WatchTenantsResponse>) -> Result<Event, Status> {
-    let message = timeout(DEAD_AFTER, stream.message()).await.unwrap()?;
+    let message = timeout(PATIENCE, stream.message()).await.unwrap()?;
     Ok(message.unwrap().event.unwrap())
 }
 
@@ -103,7 +102,8 @@ async fn a_watcher_hears_everything_until_the_server_stops_or_its_token_dies() {
         assert_eq!(status.state(), State::Suspended);
         assert_eq!((status.tenant_generation, status.access_version), (1, 1));
         assert_eq!(change(stream, &before).await.state(), State::Active);
-        assert!(matches!(next(stream).await.unwrap(), Event::Heartbeat(_)));
+        // Other tests have tenants, too.
+        while !matches!(next(stream).await.unwrap(), Event::Heartbeat(_)) {}
     }
 
     // It is for the services alone.
@@ -123,9 +123,9 @@ async fn a_watcher_hears_everything_until_the_server_stops_or_its_token_dies() {
     };
     assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
 
-    // The token of a stream that opens now has two seconds left.
+    // The token of a stream that opens now has 10 seconds left.
     let client = service();
-    server().clock.advance(TimeDelta::seconds(15 * 60 - 2));
+    server().clock.advance(TimeDelta::seconds(15 * 60 - 10));
     let mut short = watch(&client, server().addresses.internal).await.unwrap();
     let ended = loop {
         match next(&mut short).await {

@@ -13,7 +13,7 @@ const EXAMPLE: &str = include_str!("../../../.env.example");
 /// What nobody may read in anything that a program says.
 const SECRET: &str = "never-to-be-seen";
 /// A port where somebody listens is not waited for; one that is free soon is,
-/// for a minute.
+/// for 70 seconds.
 const REFUSES_WITHIN: Duration = Duration::from_secs(20);
 
 /// A program as it is started, but for one setting.

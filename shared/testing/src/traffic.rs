@@ -1,4 +1,7 @@
 //! Calls without pause, while something happens to the server.
+//!
+//! Callers go on where no session came free in time: on a busy machine that is
+//! no end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as _;
@@ -10,12 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
+use crate::code_and_reason;
+
 /// What a busy machine may take at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a test looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// Callers that make call after call, each until its first error.
+/// Callers that make call after call, each until it is refused for good.
 #[derive(Debug)]
 pub struct Traffic {
     callers: JoinSet<Vec<(u64, Result<(), Status>)>>,
@@ -27,7 +32,7 @@ pub struct Traffic {
 pub struct Outcomes {
     /// Those that were answered.
     pub answered: BTreeSet<u64>,
-    /// Those that were not: one of each caller.
+    /// Those that were not.
     pub refused: BTreeMap<u64, Status>,
 }
 
@@ -47,12 +52,13 @@ impl Traffic {
                 loop {
                     let number = numbers.fetch_add(1, Ordering::Relaxed);
                     let outcome = call(number).await;
-                    let is_over = outcome.is_err();
+                    let is_answered = outcome.is_ok();
+                    let is_over = outcome.as_ref().is_err_and(|status| !is_exhausted(status));
                     outcomes.push((number, outcome));
                     if is_over {
                         return outcomes;
                     }
-                    answered.fetch_add(1, Ordering::Relaxed);
+                    answered.fetch_add(usize::from(is_answered), Ordering::Relaxed);
                 }
             });
         }
@@ -89,12 +95,19 @@ impl Outcomes {
         let lost: Vec<_> = self.answered.difference(done).collect();
         assert!(lost.is_empty(), "answered, and not done: {lost:?}");
         for (number, status) in &self.refused {
-            let is_refused = status.code() == Code::Unavailable || is_untaken(status);
+            let is_refused =
+                status.code() == Code::Unavailable || is_exhausted(status) || is_untaken(status);
             assert!(is_refused, "call {number}: {status:?}");
         }
         let silent: Vec<_> = done.difference(&self.answered).collect();
         assert!(silent.is_empty(), "done, and not answered: {silent:?}, {:?}", self.refused);
     }
+}
+
+/// Whether no session came free for a call in time.
+fn is_exhausted(status: &Status) -> bool {
+    status.code() == Code::ResourceExhausted
+        && code_and_reason::<()>(Err(status.clone())).1 == "SESSIONS_EXHAUSTED"
 }
 
 /// Whether no server took a call, as this client knows, and tonic does not say:

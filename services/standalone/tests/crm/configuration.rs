@@ -10,7 +10,7 @@ use crm_testing::{Configuration, Folder};
 use crate::installation::{Installation, text};
 
 /// A port where somebody listens is not waited for; one that is free soon is,
-/// for a minute.
+/// for 70 seconds.
 const REFUSES_WITHIN: Duration = Duration::from_secs(20);
 
 #[test]

@@ -10,14 +10,14 @@ use crm_proto::contacts::v1::{Contact, CreateContactRequest, ListContactsRequest
 use crm_proto::messaging::v1::message::SenderType;
 use crm_proto::messaging::v1::message_service_client::MessageServiceClient;
 use crm_proto::messaging::v1::{CreateMessageRequest, ListMessagesRequest, Message};
-use crm_testing::{Channel, Client, OpenStreams, Traffic, Wire};
+use crm_testing::{Channel, Client, OpenStreams, Traffic, Wire, ask_admin};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 use crate::installation::{Installation, text};
-use crate::postmaster;
+use crate::{PATIENCE, postmaster};
 
 /// How long a process that is asked to stop may take.
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
@@ -25,8 +25,6 @@ const STOPS_WITHIN: Duration = Duration::from_secs(10);
 const HANGING_STOPS_WITHIN: Duration = Duration::from_secs(20);
 /// How long one that is asked twice may take.
 const ABORTS_WITHIN: Duration = Duration::from_secs(3);
-/// What a busy machine may take at most.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a test looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What comes sooner after a signal is the same signal.
@@ -159,7 +157,7 @@ async fn a_stop_loses_no_call_that_was_accepted() {
     let messaging = installation.channel(&admin, installation.port_base + 3);
     saying.check(&said(&admin, messaging, &parent).await);
     again.signal("TERM");
-    assert!(again.wait(STOPS_WITHIN).success());
+    assert!(again.wait(PATIENCE).success());
 }
 
 /// Calls that hang, since every log is locked until the transactions end.
@@ -214,6 +212,10 @@ async fn a_second_signal_aborts_though_calls_hang() {
     let (_locks, _calls) = hanging_calls(&installation).await;
 
     running.signal("TERM");
+    let admin = ([127, 0, 0, 1], installation.port_base + 10).into();
+    while ask_admin(admin, "/readyz").await.0 != 503 {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     // Sooner it would count as the same signal.
     tokio::time::sleep(SAME_SIGNAL).await;
     running.signal("INT");

@@ -47,7 +47,8 @@ struct Log {
 impl Log {
     /// Notes a refusal, which says what it may say.
     fn refuse(&self, status: &Status) {
-        let expected = [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded];
+        let expected =
+            [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded, Code::ResourceExhausted];
         assert!(expected.contains(&status.code()), "{status:?}");
         reason(status);
         self.refused.fetch_add(1, Ordering::Relaxed);

@@ -9,10 +9,7 @@ use crm_proto::registry::v1::{Cluster, CreateClusterRequest};
 use crm_testing::{OtherCluster, PostgresLink, Server, Verdict};
 
 use super::servers::register;
-use super::{FIRST, addition, change, create, set_state, suite, until, update};
-
-/// How long anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::{FIRST, PATIENCE, addition, change, create, set_state, suite, until, update};
 
 /// A cluster, and the way to it.
 async fn linked() -> (OtherCluster, PostgresLink) {

@@ -21,6 +21,8 @@ use crm_testing::{Channel, Client, OtherCluster, Server, Tenant, own_server};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::Status;
 
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The first cluster of every installation.
 const FIRST: &str = "clusters/local";
 
@@ -82,7 +84,7 @@ async fn set_state(server: &Server, name: &str, state: State) {
 
 /// Asks until the cluster is as it should be.
 async fn until(server: &Server, name: &str, is_right: impl Fn(&Cluster) -> bool) -> Cluster {
-    let limit = Instant::now() + Duration::from_secs(60);
+    let limit = Instant::now() + PATIENCE;
     loop {
         let cluster = get(server, name).await.unwrap();
         if is_right(&cluster) {

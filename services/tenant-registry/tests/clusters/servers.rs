@@ -12,7 +12,7 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tonic::{Code, Status};
 
-use super::{FIRST, addition, clusters, create, get, set_state, suite, until, write};
+use super::{FIRST, PATIENCE, addition, clusters, create, get, set_state, suite, until, write};
 
 fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
     let roles = vec!["roles/internal.service".to_owned()];
@@ -177,7 +177,7 @@ async fn a_cluster_that_is_down_gets_no_tenants_and_holds_up_no_fence() {
     let added = create(server, addition("down", &other)).await.unwrap();
     let mut there = Vec::new();
     set_state(server, FIRST, State::Draining).await;
-    while there.len() < 5 {
+    while there.len() < 25 {
         there.push(Tenant::create_in(server).await);
     }
     set_state(server, FIRST, State::Active).await;
@@ -196,17 +196,18 @@ async fn a_cluster_that_is_down_gets_no_tenants_and_holds_up_no_fence() {
 
     let start = Instant::now();
     while Tenant::try_create_in(server).await.is_err() {
-        assert!(start.elapsed() < Duration::from_secs(20), "tenants go to where nothing answers");
+        assert!(start.elapsed() < PATIENCE, "tenants go to where nothing answers");
     }
     for _ in 0..3 {
         assert_eq!(Tenant::create_in(server).await.tenant.cluster, FIRST);
     }
     let suspended: Vec<_> = there.iter().chain([&near]).collect();
     suspend_and_die(server, &suspended).await;
-    until_settled(server, &near, Duration::from_secs(12)).await;
+    // One after the other, they would take 3 seconds each.
+    until_settled(server, &near, Duration::from_secs(40)).await;
     other.start_again().await;
     for tenant in suspended {
-        until_settled(server, tenant, Duration::from_secs(60)).await;
+        until_settled(server, tenant, PATIENCE).await;
     }
     let counted = "DELETE FROM databases WHERE name LIKE 'counted_%'";
     sqlx::raw_sql(counted).execute(&mut registry).await.unwrap();
@@ -233,7 +234,7 @@ async fn a_cluster_that_stands_still_holds_up_no_fence() {
 
     suspend_and_die(server, &[&near]).await;
 
-    until_settled(server, &near, Duration::from_secs(30)).await;
+    until_settled(server, &near, PATIENCE).await;
     still.rollback().await.unwrap();
 }
 

@@ -68,7 +68,9 @@ async fn a_connection_that_hangs_keeps_nobody_elses_tenant_from_being_made() {
 
     let hanging = join_all(requests.iter().map(|request| installation.create(request)));
     let next = async {
+        let start = Instant::now();
         while hung.load(Ordering::Relaxed) < AT_ONCE {
+            assert!(start.elapsed() < PATIENCE, "not all hang");
             tokio::time::sleep(LOOK_EVERY).await;
         }
         installation.link.pass();

@@ -36,8 +36,15 @@ async fn spares(installation: &Installation) -> (HashSet<Uuid>, usize) {
 
 /// Has no more spares made once there are enough.
 async fn stop_making(installation: &Installation) {
-    let start = Instant::now();
-    while spares(installation).await.0.len() < ENOUGH {
+    let (mut start, mut made) = (Instant::now(), 0);
+    loop {
+        let ready = spares(installation).await.0.len();
+        if ready >= ENOUGH {
+            break;
+        }
+        if ready > made {
+            (start, made) = (Instant::now(), ready);
+        }
         assert!(start.elapsed() < PATIENCE, "no spares are made");
         installation.age().await;
         tokio::time::sleep(LOOK_EVERY).await;

@@ -152,7 +152,7 @@ pub(crate) fn marking(table: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS contacts.{table} (mark integer);
          INSERT INTO contacts.{table} VALUES (1);
-         SELECT pg_sleep(0.2);"
+         SELECT pg_sleep(0.5);"
     )
 }
 
