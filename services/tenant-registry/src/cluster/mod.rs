@@ -12,6 +12,7 @@ use crm_clock::Clock;
 use crm_proto::registry::v1 as pb;
 use crm_service::page::{Cursor, Page};
 use crm_service::repeat::RequestKey;
+use crm_tenancy::StoreError;
 use futures_util::future::join_all;
 use moka::future::Cache;
 use prost::Message as _;
@@ -81,7 +82,8 @@ impl Clusters {
             this.schemas.catch_up_cluster(&id).await.map_err(Box::new)?;
             this.provisioner.refill_soon();
             let cluster = pb::Cluster::from(this.seen(&id).await?);
-            let mut connection = this.database.registry.acquire().await.map_err(store::failed)?;
+            let mut connection =
+                this.database.registry.acquire().await.map_err(StoreError::from)?;
             let first =
                 store::keep_response(&mut connection, &request, &cluster.encode_to_vec()).await?;
             match first {
@@ -100,7 +102,7 @@ impl Clusters {
         request: &Request<'_>,
     ) -> Result<Option<Vec<u8>>, ClusterError> {
         let now = self.clock.now();
-        let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
+        let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         if let Some(known) = store::claim_request(&mut tx, request, now).await? {
             // The password is no part of the request's hash.
             let password = self.database.password(&mut tx, &known.cluster).await?;
@@ -115,7 +117,7 @@ impl Clusters {
             return Err(ClusterError::Exists);
         }
         store::insert_request(&mut tx, request, &new.id, None, now).await?;
-        tx.commit().await.map_err(store::failed)?;
+        tx.commit().await.map_err(StoreError::from)?;
         Ok(None)
     }
 
@@ -123,7 +125,7 @@ impl Clusters {
     pub(crate) async fn preview(&self, new: NewCluster) -> Result<Seen, ClusterError> {
         let this = self.clone();
         owned(async move {
-            let mut tx = this.database.registry.begin().await.map_err(store::failed)?;
+            let mut tx = this.database.registry.begin().await.map_err(StoreError::from)?;
             let figures = this.check(&mut tx, &new).await?.figures;
             Ok(Seen { cluster: new.preview(this.clock.now()), figures: Some(figures) })
         })
@@ -166,7 +168,8 @@ impl Clusters {
         let this = self.clone();
         owned(async move {
             let after = cursor.map(|cursor| cursor.after).unwrap_or_default();
-            let mut connection = this.database.registry.acquire().await.map_err(store::failed)?;
+            let mut connection =
+                this.database.registry.acquire().await.map_err(StoreError::from)?;
             let mut clusters = store::list(&mut connection, &after, page_size + 1).await?;
             drop(connection);
             let size = usize::try_from(page_size).unwrap_or_default();
@@ -194,7 +197,7 @@ impl Clusters {
             let request = Request { caller: &caller, method: "UpdateCluster", key: &key };
             // Asked before the row is locked, since the cluster may be slow.
             let figures = this.figures(&target.id).await;
-            let mut tx = this.database.registry.begin().await.map_err(store::failed)?;
+            let mut tx = this.database.registry.begin().await.map_err(StoreError::from)?;
             if let Some(known) = store::claim_request(&mut tx, &request, this.clock.now()).await? {
                 let response = known.response.unwrap_or_default();
                 return pb::Cluster::decode(response.as_slice()).map_err(ClusterError::Corrupt);
@@ -205,7 +208,7 @@ impl Clusters {
             let response = cluster.encode_to_vec();
             let now = this.clock.now();
             store::insert_request(&mut tx, &request, &target.id, Some(&response), now).await?;
-            tx.commit().await.map_err(store::failed)?;
+            tx.commit().await.map_err(StoreError::from)?;
             this.provisioner.refill_soon();
             Ok(cluster)
         })
@@ -221,7 +224,7 @@ impl Clusters {
         let this = self.clone();
         owned(async move {
             let figures = this.figures(&target.id).await;
-            let mut tx = this.database.registry.begin().await.map_err(store::failed)?;
+            let mut tx = this.database.registry.begin().await.map_err(StoreError::from)?;
             let cluster = this.changed(&mut tx, &target, &patch).await?;
             Ok(Seen { cluster, figures })
         })
@@ -247,7 +250,7 @@ impl Clusters {
     }
 
     async fn seen(&self, id: &str) -> Result<Seen, ClusterError> {
-        let mut connection = self.database.registry.acquire().await.map_err(store::failed)?;
+        let mut connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let cluster = store::get(&mut connection, id).await?.ok_or(ClusterError::NotFound)?;
         drop(connection);
         let figures = self.figures(id).await;

@@ -124,18 +124,13 @@ struct ClusterRow {
     spare_count: i64,
 }
 
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
-    error.into()
-}
-
 pub(super) async fn get(
     connection: &mut PgConnection,
     id: &str,
-) -> Result<Option<Cluster>, ClusterError> {
+) -> Result<Option<Cluster>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new(SELECT);
     query.push(" WHERE c.cluster = ").push_bind(id);
-    let row: Option<ClusterRow> =
-        query.build_query_as().fetch_optional(connection).await.map_err(failed)?;
+    let row: Option<ClusterRow> = query.build_query_as().fetch_optional(connection).await?;
     Ok(row.map(Cluster::from))
 }
 
@@ -144,22 +139,20 @@ pub(super) async fn list(
     connection: &mut PgConnection,
     after: &str,
     limit: i64,
-) -> Result<Vec<Cluster>, ClusterError> {
+) -> Result<Vec<Cluster>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new(SELECT);
     query.push(" WHERE c.cluster > ").push_bind(after);
     query.push(" ORDER BY c.cluster LIMIT ").push_bind(limit);
-    let rows: Vec<ClusterRow> =
-        query.build_query_as().fetch_all(connection).await.map_err(failed)?;
+    let rows: Vec<ClusterRow> = query.build_query_as().fetch_all(connection).await?;
     Ok(rows.into_iter().map(Cluster::from).collect())
 }
 
 /// Makes others wait who want to change the cluster.
-pub(super) async fn lock(connection: &mut PgConnection, id: &str) -> Result<(), ClusterError> {
+pub(super) async fn lock(connection: &mut PgConnection, id: &str) -> Result<(), StoreError> {
     sqlx::query("SELECT FROM clusters WHERE cluster = $1 FOR NO KEY UPDATE")
         .bind(id)
         .execute(connection)
-        .await
-        .map_err(failed)?;
+        .await?;
     Ok(())
 }
 
@@ -167,10 +160,10 @@ pub(super) async fn lock(connection: &mut PgConnection, id: &str) -> Result<(), 
 pub(super) async fn is_known_server(
     connection: &mut PgConnection,
     system_identifier: i64,
-) -> Result<bool, ClusterError> {
+) -> Result<bool, StoreError> {
     let known =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM clusters WHERE system_identifier = $1)");
-    Ok(known.bind(system_identifier).fetch_one(connection).await.map_err(failed)?)
+    Ok(known.bind(system_identifier).fetch_one(connection).await?)
 }
 
 /// Whether the cluster was new, and is now known.
@@ -180,7 +173,7 @@ pub(super) async fn insert(
     secret: &[u8],
     system_identifier: i64,
     now: DateTime<Utc>,
-) -> Result<bool, ClusterError> {
+) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO clusters
              (cluster, host, port, tls_mode, secret, system_identifier, display_name,
@@ -200,8 +193,7 @@ pub(super) async fn insert(
     .bind(new.settings.state as i16)
     .bind(now)
     .execute(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(inserted.rows_affected() == 1)
 }
 
@@ -209,7 +201,7 @@ pub(super) async fn insert(
 pub(super) async fn update(
     connection: &mut PgConnection,
     cluster: &Cluster,
-) -> Result<(), ClusterError> {
+) -> Result<(), StoreError> {
     sqlx::query(
         "UPDATE clusters
          SET display_name = $2, tenant_capacity = $3, spare_target = $4, state = $5,
@@ -224,8 +216,7 @@ pub(super) async fn update(
     .bind(cluster.update_time)
     .bind(cluster.revision)
     .execute(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(())
 }
 
@@ -242,12 +233,12 @@ pub(super) async fn claim_request(
         .bind(format!("{method} {caller} {request_id}"))
         .execute(&mut *connection)
         .await
-        .map_err(failed)?;
+        .map_err(StoreError::from)?;
     sqlx::query("DELETE FROM cluster_requests WHERE expire_time <= $1")
         .bind(now)
         .execute(&mut *connection)
         .await
-        .map_err(failed)?;
+        .map_err(StoreError::from)?;
     let known: Option<Known> = sqlx::query_as(
         "SELECT hash, cluster, response
          FROM cluster_requests
@@ -258,7 +249,7 @@ pub(super) async fn claim_request(
     .bind(request_id)
     .fetch_optional(connection)
     .await
-    .map_err(failed)?;
+    .map_err(StoreError::from)?;
     match known {
         Some(known) if known.hash != key.hash => Err(ClusterError::RequestIdReused),
         known => Ok(known),
@@ -272,7 +263,7 @@ pub(super) async fn insert_request(
     cluster: &str,
     response: Option<&[u8]>,
     now: DateTime<Utc>,
-) -> Result<(), ClusterError> {
+) -> Result<(), StoreError> {
     let Some(request_id) = request.key.id else { return Ok(()) };
     sqlx::query(
         "INSERT INTO cluster_requests
@@ -287,8 +278,7 @@ pub(super) async fn insert_request(
     .bind(response)
     .bind(now + REQUEST_LIFETIME)
     .execute(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(())
 }
 
@@ -298,7 +288,7 @@ pub(super) async fn keep_response(
     connection: &mut PgConnection,
     request: &Request<'_>,
     response: &[u8],
-) -> Result<Option<Vec<u8>>, ClusterError> {
+) -> Result<Option<Vec<u8>>, StoreError> {
     let kept: Option<Vec<u8>> = sqlx::query_scalar(
         "UPDATE cluster_requests
          SET response = coalesce(response, $4)
@@ -310,8 +300,7 @@ pub(super) async fn keep_response(
     .bind(request.key.id)
     .bind(response)
     .fetch_optional(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(kept)
 }
 

@@ -12,6 +12,7 @@ use crm_clock::Clock;
 use crm_proto::registry::v1 as pb;
 use crm_service::page::{Cursor, Page};
 use crm_service::repeat::RequestKey;
+use crm_tenancy::StoreError;
 use prost::Message as _;
 use tokio::sync::Notify;
 
@@ -91,7 +92,7 @@ impl Migrations {
         request: &RequestKey,
     ) -> Result<pb::RetryTenantMigrationResponse, MigrationError> {
         let now = self.clock.now();
-        let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
+        let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         if let Some(request_id) = request.id
             && let Some((hash, response)) =
                 store::claim_request(&mut tx, caller, request_id, now).await?
@@ -119,7 +120,7 @@ impl Migrations {
             };
             store::insert_request(&mut tx, &kept, now).await?;
         }
-        tx.commit().await.map_err(store::failed)?;
+        tx.commit().await.map_err(StoreError::from)?;
         Ok(response)
     }
 }

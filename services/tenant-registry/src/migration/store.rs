@@ -74,10 +74,6 @@ impl From<MigrationRow> for TenantMigration {
     }
 }
 
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
-    error.into()
-}
-
 pub(super) async fn tenant_id(
     registry: &PgPool,
     key: &TenantKey,

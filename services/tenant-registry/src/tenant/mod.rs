@@ -10,6 +10,7 @@ use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::State;
 use crm_service::page::{Cursor, Page, Position};
 use crm_service::repeat::RequestKey;
+use crm_tenancy::StoreError;
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -67,7 +68,7 @@ impl Tenants {
             return pb::Tenant::decode(response.as_slice()).map_err(TenantError::Corrupt);
         }
         self.provisioner.finish(planned.tenant_id).await?;
-        let mut connection = self.database.registry.acquire().await.map_err(store::failed)?;
+        let mut connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let tenant = store::get(&mut connection, &TenantKey::Id(planned.tenant_id)).await?;
         let tenant = pb::Tenant::from(tenant.ok_or(TenantError::NotFound)?);
         // The answer to a repeated request is the first one, whatever happens
@@ -88,7 +89,7 @@ impl Tenants {
         caller: &str,
         key: &RequestKey,
     ) -> Result<store::Planned, TenantError> {
-        let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
+        let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         let now = self.clock.now();
         let request =
             key.id.map(|request_id| store::Request { caller, method: "CreateTenant", request_id });
@@ -120,7 +121,7 @@ impl Tenants {
                     store::keep_response(&mut tx, tenant_id, &encoded).await?;
                     response = Some(encoded);
                 }
-                tx.commit().await.map_err(store::failed)?;
+                tx.commit().await.map_err(StoreError::from)?;
                 self.provisioner.placed(is_ready);
                 return Ok(store::Planned { tenant_id, response });
             }
@@ -130,7 +131,7 @@ impl Tenants {
 
     /// What creating this tenant would give, without creating it.
     pub(crate) async fn preview(&self, new: NewTenant) -> Result<Tenant, TenantError> {
-        let mut connection = self.database.registry.acquire().await.map_err(store::failed)?;
+        let mut connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
         let tenant_id = self.clock.new_id();
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
@@ -148,7 +149,7 @@ impl Tenants {
     pub(crate) async fn get(&self, key: TenantKey) -> Result<Tenant, TenantError> {
         let database = self.database.clone();
         owned(async move {
-            let mut connection = database.registry.acquire().await.map_err(store::failed)?;
+            let mut connection = database.registry.acquire().await.map_err(StoreError::from)?;
             store::get(&mut connection, &key).await?.ok_or(TenantError::NotFound)
         })
         .await
@@ -162,8 +163,8 @@ impl Tenants {
     ) -> Result<Page<Tenant>, TenantError> {
         let database = self.database.clone();
         owned(async move {
-            let mut connection = database.registry.acquire().await.map_err(store::failed)?;
-            store::list(&mut connection, &filter, cursor).await
+            let mut connection = database.registry.acquire().await.map_err(StoreError::from)?;
+            Ok(store::list(&mut connection, &filter, cursor).await?)
         })
         .await
     }
@@ -206,7 +207,7 @@ impl Tenants {
         key: &RequestKey,
     ) -> Result<store::Planned, TenantError> {
         let now = self.clock.now();
-        let mut tx = self.database.registry.begin().await.map_err(store::failed)?;
+        let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         let method = change.method();
         let request = key.id.map(|request_id| store::Request { caller, method, request_id });
         if let Some(request) = &request
@@ -224,7 +225,7 @@ impl Tenants {
         if let Some(request) = &request {
             store::insert_request(&mut tx, request, &key.hash, &planned, now).await?;
         }
-        tx.commit().await.map_err(store::failed)?;
+        tx.commit().await.map_err(StoreError::from)?;
         Ok(planned)
     }
 
@@ -237,7 +238,7 @@ impl Tenants {
         let database = self.database.clone();
         let now = self.clock.now();
         owned(async move {
-            let mut connection = database.registry.acquire().await.map_err(store::failed)?;
+            let mut connection = database.registry.acquire().await.map_err(StoreError::from)?;
             let tenant = store::get(&mut connection, &target.key).await?;
             Ok(changed(tenant, &target, &change, now)?.1)
         })

@@ -10,7 +10,6 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::error::TenantError;
 use super::model::{NewTenant, Tenant, TenantFilter, TenantKey};
 
 /// How long a request_id is remembered.
@@ -63,29 +62,23 @@ const SELECT: &str = "SELECT t.tenant_id, t.slug, t.display_name, t.kind, t.stat
      FROM tenants AS t
      JOIN databases AS d ON d.database_id = t.tenant_id";
 
-pub(super) fn failed(error: sqlx::Error) -> StoreError {
-    error.into()
-}
-
 /// Makes room for a request_id, or answers what it was used for. Requests with
 /// the same id wait for each other here.
 pub(super) async fn claim_request(
     connection: &mut PgConnection,
     request: &Request<'_>,
     now: DateTime<Utc>,
-) -> Result<Option<Known>, TenantError> {
+) -> Result<Option<Known>, StoreError> {
     let Request { caller, method, request_id } = request;
     let lock = format!("{method} {caller} {request_id}");
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(lock)
         .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
+        .await?;
     sqlx::query("DELETE FROM requests WHERE expire_time <= $1")
         .bind(now)
         .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
+        .await?;
     let row: Option<(Vec<u8>, Uuid, Option<Vec<u8>>)> = sqlx::query_as(
         "SELECT hash, tenant_id, response
          FROM requests
@@ -95,8 +88,7 @@ pub(super) async fn claim_request(
     .bind(request.method)
     .bind(request.request_id)
     .fetch_optional(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(row.map(|(hash, tenant_id, response)| Known {
         hash,
         planned: Planned { tenant_id, response },
@@ -109,7 +101,7 @@ pub(super) async fn insert_request(
     hash: &[u8],
     planned: &Planned,
     now: DateTime<Utc>,
-) -> Result<(), TenantError> {
+) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO requests
              (caller, method, request_id, hash, tenant_id, response, expire_time)
@@ -123,8 +115,7 @@ pub(super) async fn insert_request(
     .bind(&planned.response)
     .bind(now + REQUEST_LIFETIME)
     .execute(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(())
 }
 
@@ -136,7 +127,7 @@ pub(super) async fn insert_tenant(
     new: &NewTenant,
     state: State,
     now: DateTime<Utc>,
-) -> Result<bool, TenantError> {
+) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO tenants
              (tenant_id, slug, display_name, kind, state, labels, create_time, update_time)
@@ -151,8 +142,7 @@ pub(super) async fn insert_tenant(
     .bind(Json(&new.labels))
     .bind(now)
     .execute(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(inserted.rows_affected() == 1)
 }
 
@@ -162,7 +152,7 @@ pub(super) async fn keep_response(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     response: &[u8],
-) -> Result<Option<Vec<u8>>, TenantError> {
+) -> Result<Option<Vec<u8>>, StoreError> {
     let kept: Option<Vec<u8>> = sqlx::query_scalar(
         "UPDATE requests
          SET response = coalesce(response, $2)
@@ -172,15 +162,14 @@ pub(super) async fn keep_response(
     .bind(tenant_id)
     .bind(response)
     .fetch_optional(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(kept)
 }
 
 pub(super) async fn get(
     connection: &mut PgConnection,
     key: &TenantKey,
-) -> Result<Option<Tenant>, TenantError> {
+) -> Result<Option<Tenant>, StoreError> {
     find(connection, key, "").await
 }
 
@@ -188,7 +177,7 @@ pub(super) async fn get(
 pub(super) async fn lock(
     connection: &mut PgConnection,
     key: &TenantKey,
-) -> Result<Option<Tenant>, TenantError> {
+) -> Result<Option<Tenant>, StoreError> {
     find(connection, key, " FOR UPDATE OF t").await
 }
 
@@ -196,15 +185,14 @@ async fn find(
     connection: &mut PgConnection,
     key: &TenantKey,
     lock: &'static str,
-) -> Result<Option<Tenant>, TenantError> {
+) -> Result<Option<Tenant>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new(SELECT);
     match key {
         TenantKey::Id(id) => query.push(" WHERE t.tenant_id = ").push_bind(*id),
         TenantKey::Slug(slug) => query.push(" WHERE t.slug = ").push_bind(slug.clone()),
     };
     query.push(lock);
-    let row: Option<TenantRow> =
-        query.build_query_as().fetch_optional(connection).await.map_err(failed)?;
+    let row: Option<TenantRow> = query.build_query_as().fetch_optional(connection).await?;
     Ok(row.map(Tenant::from))
 }
 
@@ -215,7 +203,7 @@ pub(super) async fn update(
     tenant_id: Uuid,
     tenant: &Tenant,
     moves_the_fence: bool,
-) -> Result<i64, TenantError> {
+) -> Result<i64, StoreError> {
     let revision = sqlx::query_scalar(
         "UPDATE tenants
          SET display_name = $2, kind = $3, state = $4, labels = $5, update_time = $6,
@@ -235,8 +223,7 @@ pub(super) async fn update(
     .bind(tenant.restore_state.map(|state| state as i16))
     .bind(moves_the_fence)
     .fetch_one(connection)
-    .await
-    .map_err(failed)?;
+    .await?;
     Ok(revision)
 }
 
@@ -245,7 +232,7 @@ pub(super) async fn list(
     connection: &mut PgConnection,
     filter: &TenantFilter,
     cursor: Option<Cursor<Position>>,
-) -> Result<Page<Tenant>, TenantError> {
+) -> Result<Page<Tenant>, StoreError> {
     let mut query = QueryBuilder::<Postgres>::new(SELECT);
     query.push(" WHERE true");
     if !filter.show_deleted {
@@ -263,8 +250,7 @@ pub(super) async fn list(
     }
     query.push(" ORDER BY t.create_time DESC, t.tenant_id DESC LIMIT ");
     query.push_bind(filter.page_size + 1);
-    let rows: Vec<TenantRow> =
-        query.build_query_as().fetch_all(connection).await.map_err(failed)?;
+    let rows: Vec<TenantRow> = query.build_query_as().fetch_all(connection).await?;
     let asked = usize::try_from(filter.page_size).unwrap_or(usize::MAX);
     let more = rows.len() > asked;
     let items = rows.into_iter().take(asked).map(Tenant::from).collect();
