@@ -181,14 +181,14 @@ impl Tenants {
         let this = self.clone();
         owned(async move {
             let written = this.write(&target, &change, &caller, &key).await;
-            let refused = match &written {
+            let unsettled = match &written {
                 // Another call was first; what it wanted must hold by now, too.
                 Err(TenantError::Suspended(id) | TenantError::NotSuspended(id)) => Some(*id),
                 Err(TenantError::Deleted(id) | TenantError::NotDeleted(id)) => Some(*id),
                 Ok(planned) => Some(planned.tenant_id),
                 Err(_) => None,
             };
-            if let Some(tenant_id) = refused.filter(|_| change.moves_the_fence()) {
+            if let Some(tenant_id) = unsettled.filter(|_| change.moves_the_fence()) {
                 this.fences.settle(tenant_id).await?;
             }
             let response = written?.response.unwrap_or_default();
