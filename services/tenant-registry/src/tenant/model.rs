@@ -157,8 +157,12 @@ impl Tenant {
                 }
                 patch.apply(self).map_err(TenantError::Invalid)?;
             }
+            // From then on it may be removed at any moment.
+            Change::Undelete if self.purge_time.is_some_and(|purge_time| purge_time <= now) => {
+                return Err(TenantError::Unrestorable(id));
+            }
             Change::Delete | Change::Undelete | Change::Suspend | Change::Resume => {
-                self.state = self.state_after(change, id, now)?;
+                self.state = self.state_after(change, id)?;
             }
         }
         match change {
@@ -178,12 +182,7 @@ impl Tenant {
     }
 
     /// The state that a change leads to.
-    fn state_after(
-        &mut self,
-        change: &Change,
-        id: Uuid,
-        now: DateTime<Utc>,
-    ) -> Result<State, TenantError> {
+    fn state_after(&mut self, change: &Change, id: Uuid) -> Result<State, TenantError> {
         match (self.state, change) {
             (State::Unspecified | State::Provisioning, _) => Err(TenantError::Inactive(id)),
             (State::Active, Change::Suspend) => Ok(State::Suspended),
@@ -197,13 +196,7 @@ impl Tenant {
             (State::Active | State::Suspended, Change::Undelete) => {
                 Err(TenantError::NotDeleted(id))
             }
-            (State::Deleted, Change::Undelete) => {
-                // From then on it may be removed at any moment.
-                if self.purge_time.is_some_and(|purge_time| purge_time <= now) {
-                    return Err(TenantError::Unrestorable(id));
-                }
-                Ok(self.restore_state.unwrap_or(State::Active))
-            }
+            (State::Deleted, Change::Undelete) => Ok(self.restore_state.unwrap_or(State::Active)),
             (State::Deleted, Change::Delete | Change::Suspend | Change::Resume) => {
                 Err(TenantError::Deleted(id))
             }
