@@ -15,6 +15,7 @@ pub mod identity;
 mod lease;
 mod migration;
 mod provisioning;
+mod requests;
 mod schema;
 mod seal;
 mod tenant;

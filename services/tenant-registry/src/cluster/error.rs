@@ -3,6 +3,7 @@
 use crm_error::{ApiError, ErrorReason};
 use crm_tenancy::{SessionError, StoreError};
 
+use crate::requests::RequestError;
 use crate::schema::SchemaError;
 use crate::seal::SealError;
 
@@ -17,10 +18,8 @@ pub(crate) enum ClusterError {
     NotReady(Vec<String>),
     #[error("the cluster changed meanwhile")]
     Changed,
-    #[error("the request_id was used for a different request")]
-    RequestIdReused,
-    #[error("a stored answer cannot be read")]
-    Corrupt(#[source] prost::DecodeError),
+    #[error("the request could not be answered as one that may be repeated")]
+    Request(#[from] RequestError),
     #[error("a password could not be sealed or opened")]
     Seal(#[from] SealError),
     #[error("the cluster's template could not be made")]
@@ -46,11 +45,8 @@ impl From<ClusterError> for ApiError {
                 ErrorReason::ConcurrentChange,
                 "the cluster changed meanwhile; read it again",
             ),
-            ClusterError::RequestIdReused => Self::new(
-                ErrorReason::RequestIdReused,
-                "the request_id was used for a different request",
-            ),
-            ClusterError::Corrupt(_) | ClusterError::Seal(_) => Self::internal(error),
+            ClusterError::Request(error) => error.into(),
+            ClusterError::Seal(_) => Self::internal(error),
             ClusterError::Template(error) => (*error).into(),
             ClusterError::Store(error) => error.into(),
             ClusterError::Task(error) => error.into(),

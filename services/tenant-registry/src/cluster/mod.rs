@@ -26,8 +26,8 @@ pub(crate) use model::{Cluster, ClusterPatch, Figures, NewCluster, Target};
 use crate::activity;
 use crate::database::{self, Database, owned};
 use crate::provisioning::Provisioner;
+use crate::requests::{self, Request, RequestError};
 use crate::schema::Schemas;
-use store::Request;
 
 /// How long the figures of a cluster are good.
 const FIGURES_LIFETIME: Duration = Duration::from_secs(3);
@@ -77,17 +77,16 @@ impl Clusters {
             let id = new.id.clone();
             let request = Request { caller: &caller, method: "CreateCluster", key: &key };
             if let Some(response) = this.add(new, &request).await? {
-                return pb::Cluster::decode(response.as_slice()).map_err(ClusterError::Corrupt);
+                return Ok(requests::decode(&response)?);
             }
             this.schemas.catch_up_cluster(&id).await.map_err(Box::new)?;
             this.provisioner.refill_soon();
             let cluster = pb::Cluster::from(this.seen(&id).await?);
             let mut connection =
                 this.database.registry.acquire().await.map_err(StoreError::from)?;
-            let first =
-                store::keep_response(&mut connection, &request, &cluster.encode_to_vec()).await?;
-            match first {
-                Some(first) => pb::Cluster::decode(first.as_slice()).map_err(ClusterError::Corrupt),
+            let encoded = cluster.encode_to_vec();
+            match request.keep_response::<String>(&mut connection, &encoded).await? {
+                Some(first) => Ok(requests::decode(&first)?),
                 None => Ok(cluster),
             }
         })
@@ -103,11 +102,11 @@ impl Clusters {
     ) -> Result<Option<Vec<u8>>, ClusterError> {
         let now = self.clock.now();
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
-        if let Some(known) = store::claim_request(&mut tx, request, now).await? {
+        if let Some(known) = request.claim::<String>(&mut tx, now).await? {
             // The password is no part of the request's hash.
-            let password = self.database.password(&mut tx, &known.cluster).await?;
+            let password = self.database.password(&mut tx, &known.subject).await?;
             if password.expose_secret() != new.password.expose_secret() {
-                return Err(ClusterError::RequestIdReused);
+                return Err(RequestError::IdReused.into());
             }
             return Ok(known.response);
         }
@@ -116,7 +115,7 @@ impl Clusters {
         if !store::insert(&mut tx, &new, &secret, system_identifier, now).await? {
             return Err(ClusterError::Exists);
         }
-        store::insert_request(&mut tx, request, &new.id, None, now).await?;
+        request.keep(&mut tx, &new.id, None, now).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(None)
     }
@@ -198,16 +197,15 @@ impl Clusters {
             // Asked before the row is locked, since the cluster may be slow.
             let figures = this.figures(&target.id).await;
             let mut tx = this.database.registry.begin().await.map_err(StoreError::from)?;
-            if let Some(known) = store::claim_request(&mut tx, &request, this.clock.now()).await? {
-                let response = known.response.unwrap_or_default();
-                return pb::Cluster::decode(response.as_slice()).map_err(ClusterError::Corrupt);
+            if let Some(known) = request.claim::<String>(&mut tx, this.clock.now()).await? {
+                return Ok(requests::decode(&known.response.unwrap_or_default())?);
             }
             let changed = this.changed(&mut tx, &target, &patch).await?;
             store::update(&mut tx, &changed).await?;
             let cluster = pb::Cluster::from(Seen { cluster: changed, figures });
             let response = cluster.encode_to_vec();
             let now = this.clock.now();
-            store::insert_request(&mut tx, &request, &target.id, Some(&response), now).await?;
+            request.keep(&mut tx, &target.id, Some(&response), now).await?;
             tx.commit().await.map_err(StoreError::from)?;
             this.provisioner.refill_soon();
             Ok(cluster)

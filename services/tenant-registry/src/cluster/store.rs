@@ -1,21 +1,16 @@
 //! All SQL of clusters.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use crm_proto::registry::v1::cluster::{State, TlsMode};
-use crm_service::repeat::RequestKey;
 use crm_tenancy::StoreError;
 use sqlx::postgres::{PgPool, PgSslMode};
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 
-use super::error::ClusterError;
 use super::model::{Cluster, NewCluster, Settings};
 use crate::config::{ClusterAddress, Config};
 
 /// `TLS_MODE_DISABLED`, in the messages of clusters and of leases.
 const TLS_DISABLED: i16 = 1;
-
-/// How long a request_id is remembered.
-const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
 
 /// How the registry reaches a cluster.
 #[derive(sqlx::FromRow)]
@@ -89,22 +84,6 @@ const SELECT: &str = "SELECT c.cluster, c.host, c.port, c.tls_mode, c.display_na
               AND is_current(d.database_id)) AS spare_count
      FROM clusters AS c
      LEFT JOIN databases AS t ON t.database_id = c.template_id";
-
-/// A request that may be repeated.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Request<'a> {
-    pub(super) caller: &'a str,
-    pub(super) method: &'static str,
-    pub(super) key: &'a RequestKey,
-}
-
-/// What a request was used for before.
-#[derive(Debug, sqlx::FromRow)]
-pub(super) struct Known {
-    hash: Vec<u8>,
-    pub(super) cluster: String,
-    pub(super) response: Option<Vec<u8>>,
-}
 
 #[derive(sqlx::FromRow)]
 struct ClusterRow {
@@ -218,90 +197,6 @@ pub(super) async fn update(
     .execute(connection)
     .await?;
     Ok(())
-}
-
-/// Answers what a request_id was used for, if it was. Requests with the same
-/// id wait for each other here.
-pub(super) async fn claim_request(
-    connection: &mut PgConnection,
-    request: &Request<'_>,
-    now: DateTime<Utc>,
-) -> Result<Option<Known>, ClusterError> {
-    let Request { caller, method, key } = request;
-    let Some(request_id) = key.id else { return Ok(None) };
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(format!("{method} {caller} {request_id}"))
-        .execute(&mut *connection)
-        .await
-        .map_err(StoreError::from)?;
-    sqlx::query("DELETE FROM cluster_requests WHERE expire_time <= $1")
-        .bind(now)
-        .execute(&mut *connection)
-        .await
-        .map_err(StoreError::from)?;
-    let known: Option<Known> = sqlx::query_as(
-        "SELECT hash, cluster, response
-         FROM cluster_requests
-         WHERE caller = $1 AND method = $2 AND request_id = $3",
-    )
-    .bind(caller)
-    .bind(method)
-    .bind(request_id)
-    .fetch_optional(connection)
-    .await
-    .map_err(StoreError::from)?;
-    match known {
-        Some(known) if known.hash != key.hash => Err(ClusterError::RequestIdReused),
-        known => Ok(known),
-    }
-}
-
-/// Keeps a request, and the answer to it where there is one already.
-pub(super) async fn insert_request(
-    connection: &mut PgConnection,
-    request: &Request<'_>,
-    cluster: &str,
-    response: Option<&[u8]>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let Some(request_id) = request.key.id else { return Ok(()) };
-    sqlx::query(
-        "INSERT INTO cluster_requests
-             (caller, method, request_id, hash, cluster, response, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(request.caller)
-    .bind(request.method)
-    .bind(request_id)
-    .bind(&request.key.hash)
-    .bind(cluster)
-    .bind(response)
-    .bind(now + REQUEST_LIFETIME)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Keeps the answer to a repeated request. Answers the one that was kept
-/// before, if there was one.
-pub(super) async fn keep_response(
-    connection: &mut PgConnection,
-    request: &Request<'_>,
-    response: &[u8],
-) -> Result<Option<Vec<u8>>, StoreError> {
-    let kept: Option<Vec<u8>> = sqlx::query_scalar(
-        "UPDATE cluster_requests
-         SET response = coalesce(response, $4)
-         WHERE caller = $1 AND method = $2 AND request_id = $3
-         RETURNING response",
-    )
-    .bind(request.caller)
-    .bind(request.method)
-    .bind(request.key.id)
-    .bind(response)
-    .fetch_optional(connection)
-    .await?;
-    Ok(kept)
 }
 
 impl From<ClusterRow> for Cluster {

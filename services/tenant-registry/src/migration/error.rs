@@ -3,6 +3,8 @@
 use crm_error::{ApiError, ErrorReason};
 use crm_tenancy::{SessionError, StoreError};
 
+use crate::requests::RequestError;
+
 /// Why a migration could not be shown or retried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MigrationError {
@@ -12,10 +14,8 @@ pub(crate) enum MigrationError {
     NotFound,
     #[error("the migration has not failed")]
     NotFailed,
-    #[error("the request_id was used for a different request")]
-    RequestIdReused,
-    #[error("a stored answer cannot be read")]
-    Corrupt(#[source] prost::DecodeError),
+    #[error("the request could not be answered as one that may be repeated")]
+    Request(#[from] RequestError),
     #[error("the registry's database failed")]
     Store(#[from] StoreError),
     #[error("the work did not end")]
@@ -31,11 +31,7 @@ impl From<MigrationError> for ApiError {
                 ErrorReason::MigrationNotFailed,
                 "the migration has not failed; there is nothing to retry",
             ),
-            MigrationError::RequestIdReused => Self::new(
-                ErrorReason::RequestIdReused,
-                "the request_id was used for a different request",
-            ),
-            MigrationError::Corrupt(_) => Self::internal(error),
+            MigrationError::Request(error) => error.into(),
             MigrationError::Store(error) => error.into(),
             MigrationError::Task(error) => error.into(),
         }

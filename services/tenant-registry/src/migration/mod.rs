@@ -15,12 +15,14 @@ use crm_service::repeat::RequestKey;
 use crm_tenancy::StoreError;
 use prost::Message as _;
 use tokio::sync::Notify;
+use uuid::Uuid;
 
 pub(crate) use error::MigrationError;
 pub(crate) use model::{MigrationFilter, MigrationKey, ServiceMigrations, TenantMigration};
 pub(crate) use wave::Wave;
 
 use crate::database::{Database, owned};
+use crate::requests::{self, Request};
 
 /// The use cases of migrations.
 #[derive(Clone, Debug)]
@@ -72,13 +74,13 @@ impl Migrations {
     /// the first did.
     pub(crate) async fn retry(
         &self,
-        key: MigrationKey,
+        migration: MigrationKey,
         caller: String,
-        request: RequestKey,
+        key: RequestKey,
     ) -> Result<pb::RetryTenantMigrationResponse, MigrationError> {
         let this = self.clone();
         owned(async move {
-            let outcome = this.retry_owned(&key, &caller, &request).await;
+            let outcome = this.retry_owned(&migration, &caller, &key).await;
             this.due.notify_one();
             outcome
         })
@@ -87,39 +89,24 @@ impl Migrations {
 
     async fn retry_owned(
         &self,
-        key: &MigrationKey,
+        migration: &MigrationKey,
         caller: &str,
-        request: &RequestKey,
+        key: &RequestKey,
     ) -> Result<pb::RetryTenantMigrationResponse, MigrationError> {
         let now = self.clock.now();
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
-        if let Some(request_id) = request.id
-            && let Some((hash, response)) =
-                store::claim_request(&mut tx, caller, request_id, now).await?
-        {
-            if hash != request.hash {
-                return Err(MigrationError::RequestIdReused);
-            }
-            let response = response.unwrap_or_default();
-            return pb::RetryTenantMigrationResponse::decode(response.as_slice())
-                .map_err(MigrationError::Corrupt);
+        let request = Request { caller, method: "RetryTenantMigration", key };
+        if let Some(known) = request.claim::<Uuid>(&mut tx, now).await? {
+            return Ok(requests::decode(&known.response.unwrap_or_default())?);
         }
-        if !store::retry(&mut tx, key, now).await? {
-            let known = store::get(&mut tx, key).await?;
+        if !store::retry(&mut tx, migration, now).await? {
+            let known = store::get(&mut tx, migration).await?;
             return Err(known.map_or(MigrationError::NotFound, |_| MigrationError::NotFailed));
         }
-        let retried = store::get(&mut tx, key).await?.ok_or(MigrationError::NotFound)?;
+        let retried = store::get(&mut tx, migration).await?.ok_or(MigrationError::NotFound)?;
         let response = pb::RetryTenantMigrationResponse { tenant_migration: Some(retried.into()) };
-        if let Some(request_id) = request.id {
-            let kept = store::Kept {
-                caller,
-                request_id,
-                hash: &request.hash,
-                tenant_id: key.tenant_id,
-                response: &response.encode_to_vec(),
-            };
-            store::insert_request(&mut tx, &kept, now).await?;
-        }
+        let encoded = response.encode_to_vec();
+        request.keep(&mut tx, &migration.tenant_id, Some(&encoded), now).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(response)
     }

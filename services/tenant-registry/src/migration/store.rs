@@ -1,6 +1,6 @@
 //! All SQL of migrations in the databases of tenants.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use crm_proto::registry::v1::tenant_migration::State;
 use crm_tenancy::StoreError;
 use sqlx::{FromRow, PgConnection, PgPool, Postgres, QueryBuilder};
@@ -8,10 +8,6 @@ use uuid::Uuid;
 
 use super::model::{MigrationFilter, MigrationKey, ServiceMigrations, TenantMigration, retry_time};
 use crate::tenant::TenantKey;
-
-/// How long a request_id is remembered.
-const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
-const METHOD: &str = "RetryTenantMigration";
 
 #[derive(FromRow)]
 struct MigrationRow {
@@ -48,16 +44,6 @@ pub(super) struct Claimed {
     pub(super) database_id: Uuid,
     pub(super) name: String,
     pub(super) cluster: String,
-}
-
-/// The answer to a request that may be repeated.
-#[derive(Debug)]
-pub(super) struct Kept<'a> {
-    pub(super) caller: &'a str,
-    pub(super) request_id: Uuid,
-    pub(super) hash: &'a [u8],
-    pub(super) tenant_id: Uuid,
-    pub(super) response: &'a [u8],
 }
 
 impl From<MigrationRow> for TenantMigration {
@@ -163,51 +149,6 @@ pub(super) async fn retry(
     .execute(connection)
     .await?;
     Ok(retried.rows_affected() == 1)
-}
-
-/// Makes room for a request_id, or answers what it was used for. Requests with
-/// the same id wait for each other here.
-pub(super) async fn claim_request(
-    connection: &mut PgConnection,
-    caller: &str,
-    request_id: Uuid,
-    now: DateTime<Utc>,
-) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>, StoreError> {
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(format!("{METHOD} {caller} {request_id}"))
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("DELETE FROM requests WHERE expire_time <= $1")
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
-    let known = sqlx::query_as(
-        "SELECT hash, response
-         FROM requests
-         WHERE caller = $1 AND method = $2 AND request_id = $3",
-    );
-    Ok(known.bind(caller).bind(METHOD).bind(request_id).fetch_optional(connection).await?)
-}
-
-pub(super) async fn insert_request(
-    connection: &mut PgConnection,
-    kept: &Kept<'_>,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO requests (caller, method, request_id, hash, tenant_id, response, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(kept.caller)
-    .bind(METHOD)
-    .bind(kept.request_id)
-    .bind(kept.hash)
-    .bind(kept.tenant_id)
-    .bind(kept.response)
-    .bind(now + REQUEST_LIFETIME)
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// Takes the lock of a database that is due, those that wait for a tenant

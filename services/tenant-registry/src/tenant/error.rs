@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::fence::FenceError;
 use crate::provisioning::ProvisionError;
+use crate::requests::RequestError;
 
 /// Why a tenant could not be created, read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +33,8 @@ pub(crate) enum TenantError {
     Invalid(Violations),
     #[error("the tenant's state could not be enforced")]
     Fence(#[from] FenceError),
-    #[error("the request_id was used for a different request")]
-    RequestIdReused,
-    #[error("a stored answer cannot be read")]
-    Corrupt(#[source] prost::DecodeError),
+    #[error("the request could not be answered as one that may be repeated")]
+    Request(#[from] RequestError),
     #[error("the tenant's database could not be made")]
     Provision(#[from] ProvisionError),
     #[error("the registry's database failed")]
@@ -76,11 +75,7 @@ impl From<TenantError> for ApiError {
             ),
             TenantError::Invalid(violations) => Self::invalid(violations),
             TenantError::Fence(error) => error.into(),
-            TenantError::RequestIdReused => Self::new(
-                ErrorReason::RequestIdReused,
-                "the request_id was used for a different request",
-            ),
-            TenantError::Corrupt(_) => Self::internal(error),
+            TenantError::Request(error) => error.into(),
             TenantError::Provision(error) => error.into(),
             TenantError::Store(error) => error.into(),
             TenantError::Task(error) => error.into(),

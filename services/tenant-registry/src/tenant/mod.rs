@@ -22,9 +22,17 @@ pub(crate) use model::{
 use crate::database::{Database, owned};
 use crate::fence::Fences;
 use crate::provisioning::{Placed, Provisioner};
+use crate::requests::{self, Known, Request};
 
 /// How many names are tried for a slug that was not given.
 const SLUG_ATTEMPTS: u32 = 9;
+
+/// The tenant that a request is for, and the answer, once there is one.
+#[derive(Debug)]
+struct Planned {
+    tenant_id: Uuid,
+    response: Option<Vec<u8>>,
+}
 
 /// The use cases of tenants.
 #[derive(Clone, Debug)]
@@ -63,9 +71,10 @@ impl Tenants {
         caller: &str,
         key: &RequestKey,
     ) -> Result<pb::Tenant, TenantError> {
-        let planned = self.plan(new, caller, key).await?;
+        let request = Request { caller, method: "CreateTenant", key };
+        let planned = self.plan(new, &request).await?;
         if let Some(response) = planned.response {
-            return pb::Tenant::decode(response.as_slice()).map_err(TenantError::Corrupt);
+            return Ok(requests::decode(&response)?);
         }
         self.provisioner.finish(planned.tenant_id).await?;
         let mut connection = self.database.registry.acquire().await.map_err(StoreError::from)?;
@@ -74,38 +83,22 @@ impl Tenants {
         // The answer to a repeated request is the first one, whatever happens
         // to the tenant meanwhile.
         let encoded = tenant.encode_to_vec();
-        let first = store::keep_response(&mut connection, planned.tenant_id, &encoded).await?;
-        match first {
-            Some(first) => pb::Tenant::decode(first.as_slice()).map_err(TenantError::Corrupt),
+        match request.keep_response::<Uuid>(&mut connection, &encoded).await? {
+            Some(first) => Ok(requests::decode(&first)?),
             None => Ok(tenant),
         }
     }
 
     /// Reserves slug, database and request_id in one transaction. With a spare
     /// the tenant is active when it commits.
-    async fn plan(
-        &self,
-        new: NewTenant,
-        caller: &str,
-        key: &RequestKey,
-    ) -> Result<store::Planned, TenantError> {
+    async fn plan(&self, new: NewTenant, request: &Request<'_>) -> Result<Planned, TenantError> {
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         let now = self.clock.now();
-        let request =
-            key.id.map(|request_id| store::Request { caller, method: "CreateTenant", request_id });
-        if let Some(request) = &request
-            && let Some(known) = store::claim_request(&mut tx, request, now).await?
-        {
-            if known.hash != key.hash {
-                return Err(TenantError::RequestIdReused);
-            }
-            return Ok(known.planned);
+        if let Some(Known { subject: tenant_id, response }) = request.claim(&mut tx, now).await? {
+            return Ok(Planned { tenant_id, response });
         }
         let Placed { tenant_id, is_ready } = self.provisioner.place(&mut tx).await?;
-        if let Some(request) = &request {
-            let planned = store::Planned { tenant_id, response: None };
-            store::insert_request(&mut tx, request, &key.hash, &planned, now).await?;
-        }
+        request.keep(&mut tx, &tenant_id, None, now).await?;
         let state = if is_ready { State::Active } else { State::Provisioning };
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
@@ -118,12 +111,12 @@ impl Tenants {
                     let tenant = store::get(&mut tx, &TenantKey::Id(tenant_id)).await?;
                     let tenant = pb::Tenant::from(tenant.ok_or(TenantError::NotFound)?);
                     let encoded = tenant.encode_to_vec();
-                    store::keep_response(&mut tx, tenant_id, &encoded).await?;
+                    request.keep_response::<Uuid>(&mut tx, &encoded).await?;
                     response = Some(encoded);
                 }
                 tx.commit().await.map_err(StoreError::from)?;
                 self.provisioner.placed(is_ready);
-                return Ok(store::Planned { tenant_id, response });
+                return Ok(Planned { tenant_id, response });
             }
         }
         Err(TenantError::SlugTaken)
@@ -191,8 +184,7 @@ impl Tenants {
             if let Some(tenant_id) = unsettled.filter(|_| change.moves_the_fence()) {
                 this.fences.settle(tenant_id).await?;
             }
-            let response = written?.response.unwrap_or_default();
-            pb::Tenant::decode(response.as_slice()).map_err(TenantError::Corrupt)
+            Ok(requests::decode(&written?.response.unwrap_or_default())?)
         })
         .await
     }
@@ -205,28 +197,21 @@ impl Tenants {
         change: &Change,
         caller: &str,
         key: &RequestKey,
-    ) -> Result<store::Planned, TenantError> {
+    ) -> Result<Planned, TenantError> {
         let now = self.clock.now();
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
-        let method = change.method();
-        let request = key.id.map(|request_id| store::Request { caller, method, request_id });
-        if let Some(request) = &request
-            && let Some(known) = store::claim_request(&mut tx, request, now).await?
-        {
-            let is_same = known.hash == key.hash;
-            return if is_same { Ok(known.planned) } else { Err(TenantError::RequestIdReused) };
+        let request = Request { caller, method: change.method(), key };
+        if let Some(Known { subject: tenant_id, response }) = request.claim(&mut tx, now).await? {
+            return Ok(Planned { tenant_id, response });
         }
         let (tenant_id, mut tenant) =
             changed(store::lock(&mut tx, &target.key).await?, target, change, now)?;
         tenant.revision =
             store::update(&mut tx, tenant_id, &tenant, change.moves_the_fence()).await?;
-        let response = Some(pb::Tenant::from(tenant).encode_to_vec());
-        let planned = store::Planned { tenant_id, response };
-        if let Some(request) = &request {
-            store::insert_request(&mut tx, request, &key.hash, &planned, now).await?;
-        }
+        let response = pb::Tenant::from(tenant).encode_to_vec();
+        request.keep(&mut tx, &tenant_id, Some(&response), now).await?;
         tx.commit().await.map_err(StoreError::from)?;
-        Ok(planned)
+        Ok(Planned { tenant_id, response: Some(response) })
     }
 
     /// What a change would give, without changing anything.

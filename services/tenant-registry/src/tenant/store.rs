@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use crm_proto::registry::v1::tenant::{Kind, State};
 use crm_service::page::{Cursor, Page, Position, storable};
 use crm_tenancy::StoreError;
@@ -11,31 +11,6 @@ use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::model::{NewTenant, Tenant, TenantFilter, TenantKey};
-
-/// How long a request_id is remembered.
-const REQUEST_LIFETIME: TimeDelta = TimeDelta::hours(24);
-
-/// The tenant that a request is for, and the answer, once there is one.
-#[derive(Debug)]
-pub(super) struct Planned {
-    pub(super) tenant_id: Uuid,
-    pub(super) response: Option<Vec<u8>>,
-}
-
-/// A request that may be repeated.
-#[derive(Debug)]
-pub(super) struct Request<'a> {
-    pub(super) caller: &'a str,
-    pub(super) method: &'static str,
-    pub(super) request_id: Uuid,
-}
-
-/// What is known of a request_id.
-#[derive(Debug)]
-pub(super) struct Known {
-    pub(super) hash: Vec<u8>,
-    pub(super) planned: Planned,
-}
 
 #[derive(sqlx::FromRow)]
 struct TenantRow {
@@ -62,63 +37,6 @@ const SELECT: &str = "SELECT t.tenant_id, t.slug, t.display_name, t.kind, t.stat
      FROM tenants AS t
      JOIN databases AS d ON d.database_id = t.tenant_id";
 
-/// Makes room for a request_id, or answers what it was used for. Requests with
-/// the same id wait for each other here.
-pub(super) async fn claim_request(
-    connection: &mut PgConnection,
-    request: &Request<'_>,
-    now: DateTime<Utc>,
-) -> Result<Option<Known>, StoreError> {
-    let Request { caller, method, request_id } = request;
-    let lock = format!("{method} {caller} {request_id}");
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(lock)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query("DELETE FROM requests WHERE expire_time <= $1")
-        .bind(now)
-        .execute(&mut *connection)
-        .await?;
-    let row: Option<(Vec<u8>, Uuid, Option<Vec<u8>>)> = sqlx::query_as(
-        "SELECT hash, tenant_id, response
-         FROM requests
-         WHERE caller = $1 AND method = $2 AND request_id = $3",
-    )
-    .bind(request.caller)
-    .bind(request.method)
-    .bind(request.request_id)
-    .fetch_optional(connection)
-    .await?;
-    Ok(row.map(|(hash, tenant_id, response)| Known {
-        hash,
-        planned: Planned { tenant_id, response },
-    }))
-}
-
-pub(super) async fn insert_request(
-    connection: &mut PgConnection,
-    request: &Request<'_>,
-    hash: &[u8],
-    planned: &Planned,
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO requests
-             (caller, method, request_id, hash, tenant_id, response, expire_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
-    )
-    .bind(request.caller)
-    .bind(request.method)
-    .bind(request.request_id)
-    .bind(hash)
-    .bind(planned.tenant_id)
-    .bind(&planned.response)
-    .bind(now + REQUEST_LIFETIME)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
 /// Whether the slug was free, and is now this tenant's.
 pub(super) async fn insert_tenant(
     connection: &mut PgConnection,
@@ -144,26 +62,6 @@ pub(super) async fn insert_tenant(
     .execute(connection)
     .await?;
     Ok(inserted.rows_affected() == 1)
-}
-
-/// Keeps the answer to the request that created a tenant. Answers the one that
-/// was kept before, if there was one.
-pub(super) async fn keep_response(
-    connection: &mut PgConnection,
-    tenant_id: Uuid,
-    response: &[u8],
-) -> Result<Option<Vec<u8>>, StoreError> {
-    let kept: Option<Vec<u8>> = sqlx::query_scalar(
-        "UPDATE requests
-         SET response = coalesce(response, $2)
-         WHERE tenant_id = $1 AND method = 'CreateTenant'
-         RETURNING response",
-    )
-    .bind(tenant_id)
-    .bind(response)
-    .fetch_optional(connection)
-    .await?;
-    Ok(kept)
 }
 
 pub(super) async fn get(
