@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::model::{
     Found, FoundDatabase, FoundRole, Known, KnownLogin, KnownTenant, Purpose, Right, Standing,
 };
+use crate::lease::login_name;
 use crate::provisioning::Step;
 
 #[derive(sqlx::FromRow)]
@@ -81,7 +82,7 @@ async fn logins(
     .await?;
     let mut logins: HashMap<_, Vec<_>> = HashMap::new();
     for (id, service, generation, is_ready) in rows {
-        let name = format!("t_{}_{service}_g{generation}", id.as_simple());
+        let name = login_name(id, &service, generation);
         logins.entry(id).or_default().push(KnownLogin { service, name, is_ready });
     }
     Ok(logins)

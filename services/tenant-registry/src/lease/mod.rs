@@ -11,13 +11,10 @@ use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
 pub(crate) use store::LeaseRow;
-use store::{LoginRow, Standing};
+use store::{FIRST_GENERATION, LoginRow, Standing};
 
 use crate::database::{Database, owned};
 use crate::seal::{MasterKey, SealError, new_secret, scram_verifier};
-
-/// The first login of a service in a database. Rotation makes the next.
-const FIRST_GENERATION: i32 = 1;
 
 /// Why there is no lease.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +107,7 @@ impl Logins {
         };
         let purpose = purpose(tenant_id, service, row.generation);
         let secret = self.master_key.open_text(&purpose, &row.secret)?;
-        let user = format!("t_{}_{service}_g{}", tenant_id.as_simple(), row.generation);
+        let user = login_name(tenant_id, service, row.generation);
         Ok(Login { user, secret, generation: row.generation })
     }
 
@@ -136,8 +133,7 @@ impl Logins {
                 self.master_key.seal(&purpose, new_secret()?.expose_secret().as_bytes())?;
             let now = self.clock.now();
             // Of two at once, one is kept, and both go on with that one.
-            store::insert_login(&mut tx, tenant_id, service, FIRST_GENERATION, &sealed, now)
-                .await?;
+            store::insert_first_login(&mut tx, tenant_id, service, &sealed, now).await?;
         }
         let row = store::newest_login(&mut tx, tenant_id, service).await?;
         let row = row.ok_or(LeaseError::NotFound)?;
@@ -159,6 +155,11 @@ fn admit(standing: &Standing) -> Result<(), LeaseError> {
         State::Deleted => Err(LeaseError::Deleted),
         State::Unspecified | State::Provisioning => Err(LeaseError::Inactive),
     }
+}
+
+/// The name of a login role, as `crm_cluster.ensure_login` makes it, too.
+pub(crate) fn login_name(tenant_id: Uuid, service: &str, generation: i32) -> String {
+    format!("t_{}_{service}_g{generation}", tenant_id.as_simple())
 }
 
 /// What a login's secret is sealed for.

@@ -6,6 +6,9 @@ use crm_tenancy::StoreError;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
+/// The first login of a service in a database. Rotation makes the next.
+pub(super) const FIRST_GENERATION: i32 = 1;
+
 /// Where a tenant's database is, and what tokens must say.
 #[derive(Debug, sqlx::FromRow)]
 pub(crate) struct LeaseRow {
@@ -97,11 +100,10 @@ pub(super) async fn newest_login(
     Ok(row.bind(tenant_id).bind(service).fetch_optional(connection).await?)
 }
 
-pub(super) async fn insert_login(
+pub(super) async fn insert_first_login(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     service: &str,
-    generation: i32,
     secret: &[u8],
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
@@ -112,7 +114,7 @@ pub(super) async fn insert_login(
     )
     .bind(tenant_id)
     .bind(service)
-    .bind(generation)
+    .bind(FIRST_GENERATION)
     .bind(secret)
     .bind(now)
     .execute(connection)

@@ -24,7 +24,6 @@ pub(crate) use store::{migrations, services};
 
 use crate::cluster::ClusterAdmin;
 use crate::database::{Database, owned};
-use crate::provisioning::Step;
 use crate::seal::fingerprint;
 
 /// How often clusters are looked for that lack a template, when nobody says
@@ -269,7 +268,7 @@ impl Schemas {
         admin.allow_connections(&name, true).await?;
         self.migrate(tx, behind, admin, &name).await?;
         admin.allow_connections(&name, false).await?;
-        store::finish_template(tx, id, cluster, Step::Ready).await?;
+        store::finish_template(tx, id, cluster).await?;
         Ok(())
     }
 

@@ -189,7 +189,6 @@ pub(super) async fn finish_template(
     connection: &mut PgConnection,
     id: Uuid,
     cluster: &str,
-    step: Step,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "WITH versions AS (
@@ -202,7 +201,7 @@ pub(super) async fn finish_template(
     )
     .bind(id)
     .bind(cluster)
-    .bind(step.as_str())
+    .bind(Step::Ready.as_str())
     .execute(connection)
     .await?;
     Ok(())
