@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use super::admin::{ClusterAdmin, DATABASE};
 use super::error::ClusterError;
 use super::model::Figures;
+use super::store::{self, ProbeRow};
 
 /// The oldest version, as PostgreSQL numbers it.
 const OLDEST_VERSION: i32 = 150_000;
@@ -28,17 +29,6 @@ pub(super) struct Probe {
     /// How many connections it takes from others than superusers.
     pub(super) connections: i64,
     pub(super) figures: Figures,
-}
-
-#[derive(sqlx::FromRow)]
-struct ProbeRow {
-    number: i32,
-    system_identifier: i64,
-    connections: i64,
-    makes_databases: bool,
-    checkpoints: bool,
-    functions: Vec<String>,
-    open_databases: Vec<String>,
 }
 
 /// Checks that a server can be a cluster.
@@ -81,31 +71,7 @@ pub(super) async fn check(admin: &ClusterAdmin) -> Result<Probe, ClusterError> {
 /// Over a connection of its own: the server may be no cluster at all.
 async fn probe(admin: &ClusterAdmin) -> Result<ProbeRow, sqlx::Error> {
     let mut session = PgConnection::connect_with(&admin.options(DATABASE)).await?;
-    let row = sqlx::query_as(
-        "SELECT current_setting('server_version_num')::int AS number,
-             (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
-             current_setting('max_connections')::bigint
-                 - current_setting('superuser_reserved_connections')::bigint AS connections,
-             r.rolcreatedb OR r.rolsuper AS makes_databases,
-             r.rolsuper OR EXISTS (
-                 SELECT FROM pg_auth_members AS m
-                 WHERE m.member = r.oid AND m.roleid::regrole::text = 'pg_checkpoint'
-             ) AS checkpoints,
-             ARRAY(
-                 SELECT p.proname::text
-                 FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-                 WHERE n.nspname = 'crm_cluster' AND has_schema_privilege(n.oid, 'USAGE')
-                     AND has_function_privilege(p.oid, 'EXECUTE')
-             ) AS functions,
-             ARRAY(
-                 SELECT datname::text FROM pg_database
-                 WHERE datname IN ('postgres', 'template1')
-                     AND has_database_privilege('public', oid, 'CONNECT')
-             ) AS open_databases
-         FROM pg_roles AS r
-         WHERE r.rolname = current_user",
-    );
-    let row = row.fetch_one(&mut session).await?;
+    let row = store::probe(&mut session).await?;
     session.close().await?;
     Ok(row)
 }
@@ -132,19 +98,9 @@ fn refusal(error: &sqlx::Error) -> &'static str {
 
 /// How full a cluster is. `None`: it does not answer.
 pub(super) async fn figures(admin: &ClusterAdmin) -> Option<Figures> {
-    // The names of tenants' logins begin with `t_`, and with no other's.
-    let asked = sqlx::query_as(
-        "SELECT split_part(current_setting('server_version'), ' ', 1),
-             (SELECT count(*) FROM pg_stat_activity WHERE starts_with(usename::text, 't_'))",
-    );
-    let answered = timeout(PATIENCE, asked.fetch_one(admin.pool())).await.ok()?.ok()?;
-    let (version, session_count): (String, i64) = answered;
-    let size = sqlx::query_scalar(
-        "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::bigint
-         FROM pg_database AS d JOIN pg_roles AS r ON r.oid = d.datdba
-         WHERE r.rolname = current_user",
-    );
-    let size = timeout(MEASURING, size.fetch_one(admin.pool())).await;
+    let usage = timeout(PATIENCE, store::usage(admin.pool())).await.ok()?.ok()?;
+    let size = timeout(MEASURING, store::size(admin.pool())).await;
     let size_bytes = size.ok().and_then(Result::ok).unwrap_or_default();
+    let (version, session_count) = usage;
     Some(Figures { version, session_count, size_bytes })
 }

@@ -199,6 +199,67 @@ pub(super) async fn update(
     Ok(())
 }
 
+/// What a server says of itself, be it a cluster or not.
+#[derive(sqlx::FromRow)]
+pub(super) struct ProbeRow {
+    pub(super) number: i32,
+    pub(super) system_identifier: i64,
+    pub(super) connections: i64,
+    pub(super) makes_databases: bool,
+    pub(super) checkpoints: bool,
+    pub(super) functions: Vec<String>,
+    pub(super) open_databases: Vec<String>,
+}
+
+/// What a server says of itself. The error tells why it is not even asked.
+pub(super) async fn probe(session: &mut PgConnection) -> Result<ProbeRow, sqlx::Error> {
+    let row = sqlx::query_as(
+        "SELECT current_setting('server_version_num')::int AS number,
+             (SELECT system_identifier FROM pg_control_system()) AS system_identifier,
+             current_setting('max_connections')::bigint
+                 - current_setting('superuser_reserved_connections')::bigint AS connections,
+             r.rolcreatedb OR r.rolsuper AS makes_databases,
+             r.rolsuper OR EXISTS (
+                 SELECT FROM pg_auth_members AS m
+                 WHERE m.member = r.oid AND m.roleid::regrole::text = 'pg_checkpoint'
+             ) AS checkpoints,
+             ARRAY(
+                 SELECT p.proname::text
+                 FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+                 WHERE n.nspname = 'crm_cluster' AND has_schema_privilege(n.oid, 'USAGE')
+                     AND has_function_privilege(p.oid, 'EXECUTE')
+             ) AS functions,
+             ARRAY(
+                 SELECT datname::text FROM pg_database
+                 WHERE datname IN ('postgres', 'template1')
+                     AND has_database_privilege('public', oid, 'CONNECT')
+             ) AS open_databases
+         FROM pg_roles AS r
+         WHERE r.rolname = current_user",
+    );
+    row.fetch_one(session).await
+}
+
+/// The version of a cluster's PostgreSQL, and how many sessions tenants have.
+pub(super) async fn usage(cluster: &PgPool) -> Result<(String, i64), StoreError> {
+    // The names of tenants' logins begin with `t_`, and with no other's.
+    let usage = sqlx::query_as(
+        "SELECT split_part(current_setting('server_version'), ' ', 1),
+             (SELECT count(*) FROM pg_stat_activity WHERE starts_with(usename::text, 't_'))",
+    );
+    Ok(usage.fetch_one(cluster).await?)
+}
+
+/// How large all databases of the registry's are in a cluster, in bytes.
+pub(super) async fn size(cluster: &PgPool) -> Result<i64, StoreError> {
+    let size = sqlx::query_scalar(
+        "SELECT coalesce(sum(pg_database_size(d.oid)), 0)::bigint
+         FROM pg_database AS d JOIN pg_roles AS r ON r.oid = d.datdba
+         WHERE r.rolname = current_user",
+    );
+    Ok(size.fetch_one(cluster).await?)
+}
+
 impl From<ClusterRow> for Cluster {
     fn from(row: ClusterRow) -> Self {
         Self {

@@ -282,10 +282,7 @@ impl Schemas {
         let mut own = admin.connect_to(database).await?;
         if cluster.template_id.is_none() {
             // Nothing of this project lives in the schema that everyone shares.
-            sqlx::raw_sql("DROP SCHEMA public")
-                .execute(&mut own)
-                .await
-                .map_err(StoreError::from)?;
+            store::drop_public_schema(&mut own).await?;
         }
         // A migration may grant to another service: the roles of all come first.
         let services = store::services(tx).await?;

@@ -153,6 +153,11 @@ pub(super) async fn clusters_behind(
     Ok(rows.fetch_all(connection).await?)
 }
 
+pub(super) async fn drop_public_schema(template: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::raw_sql("DROP SCHEMA public").execute(template).await?;
+    Ok(())
+}
+
 /// Schemas that are there and should not be, or belong to another owner than
 /// they should.
 pub(super) async fn stray_schemas(

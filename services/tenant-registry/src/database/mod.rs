@@ -1,6 +1,8 @@
 //! The registry's own database, and its administrative connections to every
 //! cluster.
 
+mod store;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -10,15 +12,13 @@ use std::time::Duration;
 use crm_tenancy::{SessionError, StoreError};
 use futures_util::future::join_all;
 use secrecy::{ExposeSecret as _, SecretString};
-use sqlx::postgres::{
-    PgAdvisoryLock, PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgSslMode,
-};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{sleep, timeout};
 use tracing::Instrument as _;
 
 use crate::cluster::ClusterAdmin;
-use crate::cluster::store::{self, ClusterAddressRow};
+use crate::cluster::store::{self as clusters, ClusterAddressRow};
 use crate::config::{ClusterAddress, Config};
 use crate::seal::{MasterKey, SealError};
 
@@ -61,7 +61,7 @@ impl Database {
     pub(crate) async fn open(config: &Config) -> Result<Self, StoreError> {
         let this = Self::connect(config);
         let first = this.cluster(&config.cluster.id).await?;
-        create_registry_database(first.pool()).await?;
+        store::create(first.pool()).await?;
         // A newer replica may have been here: its migrations only add, so that
         // this one still works, and can start again.
         let mut migrator = sqlx::migrate!();
@@ -93,7 +93,7 @@ impl Database {
             return Ok(known);
         }
         let mut connection = self.registry.acquire().await?;
-        let row = store::address(&mut connection, id).await?;
+        let row = clusters::address(&mut connection, id).await?;
         let row = row.ok_or(sqlx::Error::RowNotFound)?;
         let admin = admin(&row, &self.open_password(id, &row)?);
         Ok(self.known(|clusters| clusters.entry(id.to_owned()).or_insert(admin).clone()))
@@ -102,7 +102,7 @@ impl Database {
     /// The administrative connections to every cluster.
     pub(crate) async fn clusters(&self) -> Result<Vec<ClusterAdmin>, StoreError> {
         let mut clusters = Vec::new();
-        for id in store::ids(&self.registry).await? {
+        for id in clusters::ids(&self.registry).await? {
             clusters.push(self.cluster(&id).await?);
         }
         Ok(clusters)
@@ -140,7 +140,7 @@ impl Database {
         connection: &mut PgConnection,
         id: &str,
     ) -> Result<SecretString, StoreError> {
-        let row = store::address(connection, id).await?.ok_or(sqlx::Error::RowNotFound)?;
+        let row = clusters::address(connection, id).await?.ok_or(sqlx::Error::RowNotFound)?;
         self.open_password(id, &row)
     }
 
@@ -241,27 +241,6 @@ fn options(
         .password(password.expose_secret())
         .ssl_mode(ssl_mode)
         .application_name("crm-tenant-registry")
-}
-
-/// Another replica may be doing the same.
-async fn create_registry_database(cluster: &PgPool) -> Result<(), StoreError> {
-    let lock = PgAdvisoryLock::new("crm registry database");
-    let mut locked = lock.acquire(cluster.acquire().await?).await?;
-    let exists: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
-            .bind(DATABASE)
-            .fetch_one(&mut *locked)
-            .await?;
-    if !exists {
-        // Nobody may connect before PUBLIC has lost its right to.
-        sqlx::query("CREATE DATABASE crm_registry ALLOW_CONNECTIONS false")
-            .execute(&mut *locked)
-            .await?;
-    }
-    sqlx::query("REVOKE ALL ON DATABASE crm_registry FROM PUBLIC").execute(&mut *locked).await?;
-    sqlx::query("ALTER DATABASE crm_registry ALLOW_CONNECTIONS true").execute(&mut *locked).await?;
-    locked.release_now().await?;
-    Ok(())
 }
 
 /// Runs a use case to its end in a task of its own: a client that vanishes
