@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crm_auth::TenantId;
+use crm_error::chain;
 use futures_util::future::BoxFuture;
 use sqlx::{Connection as _, PgConnection};
 use tokio::time::{Instant, timeout};
@@ -41,7 +42,7 @@ impl TenantSession {
     ///
     /// # Errors
     ///
-    /// The work's own error, or that of the transaction.
+    /// The work's own error, or that of the transaction's beginning or commit.
     pub async fn transaction<T, E, W>(&mut self, work: W) -> Result<T, E>
     where
         W: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, E>> + Send,
@@ -55,7 +56,12 @@ impl TenantSession {
                 Ok(value)
             }
             Err(error) => {
-                transaction.rollback().await.map_err(StoreError::from)?;
+                // The work's error says more than that of its end, and what a
+                // session is worth is looked at when it comes back.
+                if let Err(failed) = transaction.rollback().await {
+                    let cause = chain(&StoreError::from(failed));
+                    tracing::warn!(cause, "a transaction could not be rolled back");
+                }
                 Err(error)
             }
         }

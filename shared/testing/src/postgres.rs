@@ -16,8 +16,10 @@ use crm_standalone::data::{DataDir, Secrets};
 use crm_standalone::postgres::{Options, PostgresError, PrivatePostgres};
 use crm_tenant_registry::scram_verifier;
 use secrecy::ExposeSecret as _;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, Connection as _};
+
+use crate::postgres_link::PostgresLink;
 
 /// Enough for several test programs at once.
 const MAX_CONNECTIONS: u32 = 800;
@@ -137,6 +139,13 @@ impl OtherCluster {
         self.postgres.superuser.get_port()
     }
 
+    /// A way to it, under a port of its own, by which a registry may know it.
+    pub async fn link(&self) -> PostgresLink {
+        let link = PostgresLink::to(self.port()).await;
+        superuser(link.port(), &self.postgres.secrets);
+        link
+    }
+
     /// The password of the registry's login.
     pub fn password(&self) -> &str {
         self.postgres.secrets.registry.expose_secret()
@@ -173,7 +182,9 @@ fn superuser(port: u16, secrets: &Secrets) -> PgConnectOptions {
         .port(port)
         .username("postgres")
         .password(secrets.superuser.expose_secret())
-        .database("postgres");
+        .database("postgres")
+        // These servers have no TLS, and links to them know none.
+        .ssl_mode(PgSslMode::Disable);
     SUPERUSERS.lock().unwrap_or_else(PoisonError::into_inner).push(superuser.clone());
     superuser
 }

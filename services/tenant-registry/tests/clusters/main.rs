@@ -5,6 +5,7 @@
 mod hanging;
 mod servers;
 mod service;
+mod sessions;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
