@@ -13,7 +13,6 @@ use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
 use futures_util::future::join_all;
 use http::HeaderValue;
-use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
 use tokio::net::TcpListener;
@@ -161,20 +160,8 @@ impl Suite {
         back.spawn(serve_back(&registry.internal, listeners.internal));
 
         // The data services, which reach the registry as they would anywhere.
-        let endpoints = RegistryEndpoints {
-            public: format!("http://{}", addresses.registry),
-            internal: format!("http://{}", addresses.internal),
-            tls: None,
-        };
-        let data_service = |secret: &SecretString, at: SocketAddr| DataConfig {
-            instance: at.to_string(),
-            registry: endpoints.clone(),
-            secret: secret.clone(),
-            session_budget,
-        };
-        let contacts = data_service(&config.secrets.contacts, addresses.contacts);
+        let [contacts, messaging] = data_configs(&config.secrets, &addresses, session_budget);
         let contacts = crm_contacts::app::start(contacts, clock.clone()).await?;
-        let messaging = data_service(&config.secrets.messaging, addresses.messaging);
         let messaging = crm_messaging::app::start(messaging, clock.clone()).await?;
         let stop_front = CancellationToken::new();
         let mut front = JoinSet::new();
@@ -197,9 +184,7 @@ impl Suite {
             messaging.health,
             edge_health,
         ];
-        let parts = healths.clone();
-        let readiness =
-            move || Readiness { parts: parts.iter().map(Health::state).collect(), waits_for: None };
+        let readiness = readiness(healths.clone());
         back.spawn(admin::serve(listeners.admin, readiness, stop_back.clone()));
         Ok(Self {
             addresses,
@@ -332,6 +317,32 @@ async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
         .into());
     }
     Ok(budget)
+}
+
+/// What contacts and messaging are told.
+fn data_configs(
+    secrets: &Secrets,
+    addresses: &Addresses,
+    session_budget: usize,
+) -> [DataConfig; 2] {
+    let registry = RegistryEndpoints {
+        public: format!("http://{}", addresses.registry),
+        internal: format!("http://{}", addresses.internal),
+        tls: None,
+    };
+    [(&secrets.contacts, addresses.contacts), (&secrets.messaging, addresses.messaging)].map(
+        |(secret, at)| DataConfig {
+            instance: at.to_string(),
+            registry: registry.clone(),
+            secret: secret.clone(),
+            session_budget,
+        },
+    )
+}
+
+/// What the admin listener says of all parts.
+fn readiness(parts: Vec<Health>) -> impl Fn() -> Readiness + Clone {
+    move || Readiness { parts: parts.iter().map(Health::state).collect(), waits_for: None }
 }
 
 fn edge(
