@@ -38,7 +38,24 @@ pub(super) async fn list(
     filter: &ChangeFilter,
 ) -> Result<ChangePage, ChangeError> {
     let until = filter.after_revision.saturating_add(MAX_REVISIONS);
-    let rows: Vec<PageRow> = sqlx::query_as(
+    let rows = page(session, filter, until).await?;
+    let head = rows.first().map(|row| (row.head_revision, row.cut_after));
+    let (revision, cut_after) = head.unwrap_or_default();
+    if filter.after_revision > revision {
+        return Err(ChangeError::FutureRevision(revision));
+    }
+    let changes: Result<_, _> = rows.into_iter().filter_map(change).collect();
+    let next_after_revision = cut_after.unwrap_or(until.min(revision));
+    Ok(ChangePage { changes: changes?, next_after_revision, revision })
+}
+
+/// The lines of the page that looks no further than this revision.
+async fn page(
+    session: &mut TenantSession,
+    filter: &ChangeFilter,
+    until: i64,
+) -> Result<Vec<PageRow>, StoreError> {
+    let rows = sqlx::query_as(
         r"
             WITH found AS (
                 SELECT c.revision
@@ -89,17 +106,8 @@ pub(super) async fn list(
     .bind(filter.resource_type.map(ResourceType::kind))
     .bind(filter.page_size)
     .bind(MAX_PAGE_BYTES)
-    .fetch_all(session.connection())
-    .await
-    .map_err(StoreError::from)?;
-    let head = rows.first().map(|row| (row.head_revision, row.cut_after));
-    let (revision, cut_after) = head.unwrap_or_default();
-    if filter.after_revision > revision {
-        return Err(ChangeError::FutureRevision(revision));
-    }
-    let changes: Result<_, _> = rows.into_iter().filter_map(change).collect();
-    let next_after_revision = cut_after.unwrap_or(until.min(revision));
-    Ok(ChangePage { changes: changes?, next_after_revision, revision })
+    .fetch_all(session.connection());
+    Ok(rows.await?)
 }
 
 fn change(row: PageRow) -> Option<Result<Change, ChangeError>> {

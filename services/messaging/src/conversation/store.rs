@@ -250,24 +250,7 @@ fn page_query(
             FROM messaging.conversations AS c
             WHERE true",
     );
-    if !filter.show_deleted {
-        query.push(" AND c.delete_time IS NULL");
-    }
-    if let Some(id) = filter.id {
-        query.push(" AND c.conversation_id = ").push_bind(id);
-    }
-    for contact_id in [filter.of_contact, filter.contact_id].into_iter().flatten() {
-        query.push(" AND c.contact_id = ").push_bind(contact_id);
-    }
-    if let Some(state) = filter.state {
-        query.push(" AND c.state = ").push_bind(state as i16);
-    }
-    if let Some(Cursor { after, .. }) = cursor {
-        query
-            .push(" AND (c.create_time, c.conversation_id) < (")
-            .push_bind(storable(after.create_time));
-        query.push(", ").push_bind(after.id).push(")");
-    }
+    push_conditions(&mut query, filter, cursor);
     query.push(" ORDER BY c.create_time DESC, c.conversation_id DESC LIMIT ");
     query.push_bind(filter.page_size + 1);
     query.push(
@@ -294,6 +277,32 @@ fn page_query(
         ORDER BY page.create_time DESC, page.conversation_id DESC, m.revision",
     );
     query
+}
+
+/// Which conversations a page is of.
+fn push_conditions(
+    query: &mut QueryBuilder<Postgres>,
+    filter: &ConversationFilter,
+    cursor: Option<&Cursor<Position>>,
+) {
+    if !filter.show_deleted {
+        query.push(" AND c.delete_time IS NULL");
+    }
+    if let Some(id) = filter.id {
+        query.push(" AND c.conversation_id = ").push_bind(id);
+    }
+    for contact_id in [filter.of_contact, filter.contact_id].into_iter().flatten() {
+        query.push(" AND c.contact_id = ").push_bind(contact_id);
+    }
+    if let Some(state) = filter.state {
+        query.push(" AND c.state = ").push_bind(state as i16);
+    }
+    if let Some(Cursor { after, .. }) = cursor {
+        query
+            .push(" AND (c.create_time, c.conversation_id) < (")
+            .push_bind(storable(after.create_time));
+        query.push(", ").push_bind(after.id).push(")");
+    }
 }
 
 /// Puts lines together. A page whose messages are large is cut short.
