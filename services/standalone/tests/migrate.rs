@@ -90,6 +90,13 @@ impl Access<'_> {
         PgConnection::connect_with(&options).await.unwrap()
     }
 
+    /// How often the marking migration ran there.
+    async fn marks(&self, database: &str) -> i64 {
+        let mut session = self.database(database).await;
+        let marks = sqlx::query_scalar("SELECT count(*) FROM contacts.marks");
+        marks.fetch_one(&mut session).await.unwrap()
+    }
+
     async fn execute(&self, database: &str, statement: &str) {
         let mut session = self.database(database).await;
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.unwrap();
@@ -136,10 +143,7 @@ async fn a_killed_wave_is_finished_by_the_next_start_and_nothing_runs_twice() {
     let wave = access.summary().await;
     assert_eq!((wave.current, wave.failed), (wave.total, 0));
     for tenant in &tenants {
-        let mut database = access.database(&tenant.database).await;
-        let marks = sqlx::query_scalar("SELECT count(*) FROM contacts.marks");
-        let marks: i64 = marks.fetch_one(&mut database).await.unwrap();
-        assert_eq!(marks, 1, "{}", tenant.slug);
+        assert_eq!(access.marks(&tenant.database).await, 1, "{}", tenant.slug);
     }
 
     // What fails is named with its cause, and retried when that is gone.

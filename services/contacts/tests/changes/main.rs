@@ -194,6 +194,24 @@ async fn a_stale_etag_is_refused_and_without_one_nobody_loses_an_update() {
     tenant.check_log().await;
 }
 
+/// Whether each change that the log recorded of a conversation says that it is
+/// deleted, and whether it has a cause.
+async fn recorded_deletions(tenant: &Tenant, conversation: &str) -> Vec<(bool, bool)> {
+    let mut database = tenant.database().await;
+    let recorded: Vec<(Vec<u8>, Option<String>)> = sqlx::query_as(
+        "SELECT after, cause FROM platform.changes WHERE name = $1 ORDER BY revision, ordinal",
+    )
+    .bind(conversation)
+    .fetch_all(&mut database)
+    .await
+    .unwrap();
+    let deletion = |(after, cause): &(Vec<u8>, Option<String>)| {
+        let after = Conversation::decode(after.as_slice()).unwrap();
+        (after.delete_time.is_some(), cause.is_some())
+    };
+    recorded.iter().map(deletion).collect()
+}
+
 #[tokio::test]
 async fn a_deleted_contact_takes_its_conversations_along_and_brings_them_back() {
     let tenant = Tenant::create().await;
@@ -235,23 +253,8 @@ async fn a_deleted_contact_takes_its_conversations_along_and_brings_them_back() 
     send(&admin, &parent).await.unwrap();
     // What the log recorded of the conversation says that it was deleted, when,
     // and that it was restored.
-    let mut database = tenant.database().await;
-    let recorded: Vec<(Vec<u8>, Option<String>)> = sqlx::query_as(
-        "SELECT after, cause FROM platform.changes WHERE name = $1 ORDER BY revision, ordinal",
-    )
-    .bind(&parent)
-    .fetch_all(&mut database)
-    .await
-    .unwrap();
-    let deletions: Vec<_> = recorded
-        .iter()
-        .map(|(after, cause)| {
-            let after = Conversation::decode(after.as_slice()).unwrap();
-            (after.delete_time.is_some(), cause.is_some())
-        })
-        .collect();
     assert_eq!(
-        deletions,
+        recorded_deletions(&tenant, &parent).await,
         [(false, true), (false, false), (true, true), (false, true), (false, false)]
     );
     tenant.check_log().await;

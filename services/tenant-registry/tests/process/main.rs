@@ -198,19 +198,25 @@ async fn it_waits_for_postgresql_and_gives_tokens() {
     assert!(process.terminate().await.success());
 }
 
+/// A registry whose leases are served with a certificate of this authority, to
+/// those who have one of it, too.
+fn certified_registry(folder: &Folder, cluster: &OtherCluster, authority: &Authority) -> Command {
+    let (certificate, key) = authority.issue("localhost");
+    let mut command = registry(folder, cluster.port(), cluster.password());
+    command
+        .env("CRM_REGISTRY_TLS_CERT_FILE", folder.write("cert.pem", &certificate))
+        .env("CRM_REGISTRY_TLS_KEY_FILE", folder.write("key.pem", &key))
+        .env("CRM_REGISTRY_CLIENT_CA_FILE", folder.write("ca.pem", &authority.pem()));
+    command
+}
+
 #[tokio::test]
 async fn leases_go_only_to_the_service_that_the_certificate_names() {
     let cluster = OtherCluster::start().await;
     cluster.set_up().await;
     let folder = Folder::default();
     let (ours, theirs) = (Authority::new(), Authority::new());
-    let (certificate, key) = ours.issue("localhost");
-    let mut command = registry(&folder, cluster.port(), cluster.password());
-    command
-        .env("CRM_REGISTRY_TLS_CERT_FILE", folder.write("cert.pem", &certificate))
-        .env("CRM_REGISTRY_TLS_KEY_FILE", folder.write("key.pem", &key))
-        .env("CRM_REGISTRY_CLIENT_CA_FILE", folder.write("ca.pem", &ours.pem()));
-    let mut process = Process::start(command, &folder);
+    let mut process = Process::start(certified_registry(&folder, &cluster, &ours), &folder);
     let public = process.address("tenant-registry").await;
     let port = process.address("tenant-registry-internal").await.port();
     process.wait_until(public, ServingStatus::Serving).await;

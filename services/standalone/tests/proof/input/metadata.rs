@@ -5,6 +5,23 @@
 use super::hostile::{Hostile, Verdict};
 use super::{texts, wire};
 
+/// Numbers that are easily lost.
+const NUMBERS: [f64; 13] = [
+    -0.0,
+    5e-324,
+    -5e-324,
+    f64::MIN_POSITIVE,
+    f64::MAX,
+    f64::MIN,
+    1e308,
+    1e-308,
+    0.1,
+    1.0 / 3.0,
+    9_007_199_254_740_993.0,
+    1e21,
+    123_456_789.123_456_79,
+];
+
 /// A Struct with one key.
 fn object(key: &[u8], value: &[u8]) -> Vec<u8> {
     wire::bytes(1, &[wire::bytes(1, key), wire::bytes(2, value)].concat())
@@ -42,21 +59,7 @@ pub(super) fn values(field: u32) -> Vec<Hostile> {
     for number in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         add(number.to_string(), &object(b"k", &wire::double(2, number)), Verdict::Refused);
     }
-    for number in [
-        -0.0,
-        5e-324,
-        -5e-324,
-        f64::MIN_POSITIVE,
-        f64::MAX,
-        f64::MIN,
-        1e308,
-        1e-308,
-        0.1,
-        1.0 / 3.0,
-        9_007_199_254_740_993.0,
-        1e21,
-        123_456_789.123_456_79,
-    ] {
+    for number in NUMBERS {
         add(format!("{number:e}"), &object(b"k", &wire::double(2, number)), Verdict::Open);
     }
     add("a value of no kind".to_owned(), &object(b"k", &[]), Verdict::Open);
