@@ -100,41 +100,53 @@ impl App {
         let drain = CancellationToken::new();
         let events = Events::start(database, clock.clone(), drain.clone());
 
-        let (public, public_health) = StackBuilder::default()
-            .service(
-                TenantServiceServer::new(TenantApi { tenants, activities: activities.clone() })
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .service(
-                ClusterServiceServer::new(ClusterApi { clusters, consistency })
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .service(
-                MigrationServiceServer::new(MigrationApi { migrations })
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .service(
-                AuthServiceServer::new(AuthApi { identity: identity.clone() })
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
+        // Two listeners.
+        let auth = AuthApi { identity: identity.clone() };
+        let (public, public_health) = public(
+            TenantApi { tenants, activities: activities.clone() },
+            ClusterApi { clusters, consistency },
+            MigrationApi { migrations },
+            auth.clone(),
+        )
+        .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
         let session_cap = config.session_cap;
         let leases =
             LeaseApi { logins, schemas, activities, events, session_cap, clock: clock.clone() };
-        let leases = LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES);
-        let (internal, internal_health) = StackBuilder::default()
-            // What becomes of tenants is told in their own terms.
-            .describing(["crm.registry.v1.Tenant"])
-            .service(InterceptedService::new(leases, certificate_fits))
-            // Here services also get their tokens: what they send for them is
-            // as secret as what they get.
-            .service(
-                AuthServiceServer::new(AuthApi { identity: identity.clone() })
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .build("tenant-registry-internal", verifier(Audience::Internal)?, clock)?;
+        let (internal, internal_health) = internal(leases, auth).build(
+            "tenant-registry-internal",
+            verifier(Audience::Internal)?,
+            clock,
+        )?;
         Ok(Self { public, public_health, internal, internal_health, drain })
     }
+}
+
+/// What everyone may call.
+fn public(
+    tenants: TenantApi,
+    clusters: ClusterApi,
+    migrations: MigrationApi,
+    auth: AuthApi,
+) -> StackBuilder {
+    StackBuilder::default()
+        .service(TenantServiceServer::new(tenants).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .service(ClusterServiceServer::new(clusters).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .service(
+            MigrationServiceServer::new(migrations).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .service(AuthServiceServer::new(auth).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// What the services of this suite may call, beside it.
+fn internal(leases: LeaseApi, auth: AuthApi) -> StackBuilder {
+    let leases = LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES);
+    StackBuilder::default()
+        // What becomes of tenants is told in their own terms.
+        .describing(["crm.registry.v1.Tenant"])
+        .service(InterceptedService::new(leases, certificate_fits))
+        // Here services also get their tokens: what they send for them is as
+        // secret as what they get.
+        .service(AuthServiceServer::new(auth).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The registry's identity alone, for whoever has its configuration: it issues

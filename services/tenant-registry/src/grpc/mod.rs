@@ -31,7 +31,7 @@ use crate::lease::Logins;
 use crate::schema::{NewMigration, Schemas};
 
 /// `crm.identity.v1.AuthService`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct AuthApi {
     pub(crate) identity: Identity,
 }
