@@ -10,5 +10,6 @@ mod input;
 mod isolation;
 mod metadata;
 mod methods;
+mod repeats;
 mod tokens;
 mod world;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crm_proto::FILE_DESCRIPTOR_SET;
 use crm_proto::options::v1::{Permission, Scope};
 use crm_proto::rules::{Access, Rules};
+use crm_standalone::app::Addresses;
 use crm_testing::{Channel, Raw, server};
 use http::uri::PathAndQuery;
 use prost::bytes::Bytes;
@@ -72,7 +73,11 @@ impl Method {
 
     /// The listener that serves it.
     pub(crate) fn address(&self) -> SocketAddr {
-        let addresses = server().addresses;
+        self.address_at(server().addresses)
+    }
+
+    /// The listener of a replica that serves it.
+    pub(crate) fn address_at(&self, addresses: Addresses) -> SocketAddr {
         let service = self.descriptor.parent_service();
         match (service.parent_file().package_name(), service.name()) {
             ("crm.contacts.v1", _) => addresses.contacts,

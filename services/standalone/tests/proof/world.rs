@@ -90,13 +90,7 @@ impl Inhabited {
             // The whole value, not a part of a text.
             ("\"$migrations\"", migrations.as_str()),
         ];
-        let mut examples: serde_json::Map<String, Value> = serde_json::from_str(EXAMPLES).unwrap();
-        let example = examples.remove(method);
-        let example = example
-            .unwrap_or_else(|| panic!("{method} has no example: give it one in examples.json"));
-        let filled =
-            names.iter().fold(example.to_string(), |text, (key, name)| text.replace(key, name));
-        serde_json::from_str(&filled).unwrap()
+        filled(&example_text(method), &names)
     }
 
     /// The metadata of the caller that a method is for: with every permission
@@ -116,6 +110,21 @@ impl Inhabited {
         let claims = TenantClaims { tid: self.tenant.id, generation: 1, ver: 1 };
         issue(LOCAL_OPERATOR, role, Some(claims))
     }
+}
+
+/// The line of `examples.json`, as it stands there.
+pub(crate) fn example_text(method: &str) -> String {
+    let mut examples: serde_json::Map<String, Value> = serde_json::from_str(EXAMPLES).unwrap();
+    let example = examples.remove(method);
+    let example =
+        example.unwrap_or_else(|| panic!("{method} has no example: give it one in examples.json"));
+    example.to_string()
+}
+
+/// An example with these names.
+pub(crate) fn filled(example: &str, names: &[(&str, &str)]) -> Value {
+    let filled = names.iter().fold(example.to_owned(), |text, (key, name)| text.replace(key, name));
+    serde_json::from_str(&filled).unwrap()
 }
 
 /// A platform token with a role.
