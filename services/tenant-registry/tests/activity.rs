@@ -130,6 +130,21 @@ async fn a_process_whose_sessions_have_no_room_does_not_join() {
 }
 
 #[tokio::test]
+async fn a_process_that_comes_back_with_more_sessions_needs_room_for_them() {
+    let instance = format!("killed-{}", server().clock.new_id());
+    report(&instance, 1, 3, &[]).await.unwrap();
+
+    // It was killed, and its numbers grow across its starts.
+    let greedy = report(&instance, 2, 5000, &[]).await;
+    let modest = report(&instance, 3, 4, &[]).await;
+
+    let refused = (Code::FailedPrecondition, "SESSION_BUDGET_EXCEEDED".to_owned());
+    assert_eq!(code_and_reason(greedy), refused);
+    modest.unwrap();
+    report(&instance, 4, 0, &[]).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_process_that_died_long_ago_is_known_no_more() {
     let id = server().clock.new_id();
     let mut registry = server().superuser("crm_registry").await;

@@ -67,8 +67,9 @@ impl Activities {
         Self { database, clock }
     }
 
-    /// Takes a report in, once. A process that was not alive joins, if its
-    /// sessions have room in every cluster beside those of all others.
+    /// Takes a report in, once. A process that was not alive, or was with fewer
+    /// sessions before it was started again, joins if its sessions have room in
+    /// every cluster beside those of all others.
     pub(crate) async fn report(&self, report: Report) -> Result<(), ActivityError> {
         let this = self.clone();
         owned(async move { this.report_owned(&report).await }).await
@@ -77,17 +78,19 @@ impl Activities {
     async fn report_owned(&self, report: &Report) -> Result<(), ActivityError> {
         let now = self.clock.now();
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
-        let mut number = store::report_number(&mut tx, report, now - ALIVE_FOR).await?;
-        if number.is_none() && report.session_budget > 0 {
+        let mut last = store::last_report(&mut tx, report, now - ALIVE_FOR).await?;
+        let held = last.map_or(0, |last| last.session_budget);
+        let is_new = last.is_none_or(|last| last.number < report.number);
+        if is_new && report.session_budget > held {
             // Clusters are asked with no connection in hand: they may be slow,
             // and many may join at once.
             tx.rollback().await.map_err(StoreError::from)?;
             let connections = self.connections().await?;
             tx = self.database.registry.begin().await.map_err(StoreError::from)?;
             self.make_room(&mut tx, report, connections).await?;
-            number = store::report_number(&mut tx, report, now - ALIVE_FOR).await?;
+            last = store::last_report(&mut tx, report, now - ALIVE_FOR).await?;
         }
-        if number.is_some_and(|number| number >= report.number) {
+        if last.is_some_and(|last| last.number >= report.number) {
             return Ok(());
         }
         if report.session_budget > 0 {

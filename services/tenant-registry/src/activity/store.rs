@@ -48,20 +48,28 @@ pub(crate) struct ActivityRow {
     pub(crate) report_time: DateTime<Utc>,
 }
 
-/// The number of the last report of a process that is alive.
-pub(super) async fn report_number(
+/// What the last report of a process said.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+pub(super) struct LastReport {
+    #[sqlx(rename = "report_number")]
+    pub(super) number: i64,
+    pub(super) session_budget: i32,
+}
+
+/// The last report of a process that is alive.
+pub(super) async fn last_report(
     connection: &mut PgConnection,
     report: &Report,
     alive_since: DateTime<Utc>,
-) -> Result<Option<i64>, StoreError> {
-    let number = sqlx::query_scalar(
-        "SELECT report_number
+) -> Result<Option<LastReport>, StoreError> {
+    let last = sqlx::query_as(
+        "SELECT report_number, session_budget
          FROM instances
          WHERE service = $1 AND instance = $2 AND report_time > $3
          FOR UPDATE",
     );
-    let number = number.bind(&report.service).bind(&report.instance).bind(alive_since);
-    Ok(number.fetch_optional(connection).await?)
+    let last = last.bind(&report.service).bind(&report.instance).bind(alive_since);
+    Ok(last.fetch_optional(connection).await?)
 }
 
 pub(super) async fn lock_joins(connection: &mut PgConnection) -> Result<(), StoreError> {
