@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
@@ -11,12 +12,15 @@ use crm_proto::registry::v1::{
     CreateTenantRequest, Migration, RegisterSchemaRequest, ReportActivityRequest,
     SuspendTenantRequest, Tenant,
 };
-use crm_testing::{Channel, Client, Server, own_server};
+use crm_tenant_registry::RESERVED_CONNECTIONS;
+use crm_testing::{Channel, Client, Server, code_and_reason, own_server};
 use futures_util::future::join_all;
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// More than the registry has connections.
 const CROWD: usize = 30;
+/// How often two want the same room.
+const RACES: i64 = 30;
 
 fn suite() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
@@ -24,10 +28,14 @@ fn suite() -> &'static Server {
 }
 
 fn service() -> (Client, LeaseServiceClient<Channel>) {
+    service_at(suite().addresses.internal)
+}
+
+fn service_at(address: SocketAddr) -> (Client, LeaseServiceClient<Channel>) {
     let roles = vec!["roles/internal.service".to_owned()];
     let issued = suite().identity.issue("services/contacts".to_owned(), roles, None).unwrap();
     let client = Client::new(issued.token);
-    let leases = LeaseServiceClient::new(client.channel(suite().addresses.internal));
+    let leases = LeaseServiceClient::new(client.channel(address));
     (client, leases)
 }
 
@@ -48,9 +56,19 @@ async fn register() -> Result<u32, Status> {
 }
 
 async fn report(instance: usize, number: i64, session_budget: u32) -> Result<(), Status> {
-    let (client, mut leases) = service();
+    let instance = format!("crowd-{instance}");
+    report_to(suite().addresses.internal, instance, number, session_budget).await
+}
+
+async fn report_to(
+    address: SocketAddr,
+    instance: String,
+    number: i64,
+    session_budget: u32,
+) -> Result<(), Status> {
+    let (client, mut leases) = service_at(address);
     let request = ReportActivityRequest {
-        instance: format!("crowd-{instance}"),
+        instance,
         report_number: number,
         session_budget,
         tenants: Vec::new(),
@@ -75,6 +93,44 @@ async fn many_processes_join_at_once() {
     for outcome in joined.into_iter().chain(left) {
         outcome.unwrap();
     }
+}
+
+/// How many sessions more the first cluster takes.
+async fn room() -> i64 {
+    let mut registry = suite().superuser("crm_registry").await;
+    let room = sqlx::query_scalar(
+        "SELECT current_setting('max_connections')::bigint
+             - current_setting('superuser_reserved_connections')::bigint
+             - $1 - (SELECT sum(session_budget) FROM instances)",
+    );
+    room.bind(RESERVED_CONNECTIONS).fetch_one(&mut registry).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_two_that_want_the_same_room_at_two_replicas_one_gets_it() {
+    let replica = suite().replica().await;
+    let places = [suite().addresses.internal, replica.addresses.internal];
+    // Others come and go, and have room beside it.
+    let budget = u32::try_from(room().await * 3 / 5).unwrap();
+    let refused = (Code::FailedPrecondition, "SESSION_BUDGET_EXCEEDED".to_owned());
+
+    for race in 0..RACES {
+        let join =
+            |place: usize| report_to(places[place], format!("racer-{place}"), 2 * race + 1, budget);
+        let leave =
+            |place: usize| report_to(places[place], format!("racer-{place}"), 2 * race + 2, 0);
+
+        let outcomes = <[_; 2]>::from(tokio::join!(join(0), join(1)));
+        let [left, right] = <[_; 2]>::from(tokio::join!(leave(0), leave(1)));
+
+        left.and(right).unwrap();
+        let (taken, left_out): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
+        assert_eq!((taken.len(), left_out.len()), (1, 1), "race {race}: {left_out:?}");
+        for outcome in left_out {
+            assert_eq!(code_and_reason(outcome), refused);
+        }
+    }
+    replica.stop().await;
 }
 
 async fn create(request_id: String) -> Result<Tenant, Status> {
