@@ -4,6 +4,7 @@
 
 mod configuration;
 mod stop;
+mod vanish;
 
 use std::net::SocketAddr;
 use std::process::Command;

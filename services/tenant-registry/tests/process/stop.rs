@@ -71,9 +71,9 @@ async fn register(service: &'static str, folder: &Folder, internal: SocketAddr) 
 }
 
 /// A stream that has told what is, and now waits for what becomes.
-async fn watch(token: &str, internal: SocketAddr) -> Streaming<WatchTenantsResponse> {
+pub(crate) async fn watch(token: &str, channel: Channel) -> Streaming<WatchTenantsResponse> {
     let client = Client::new(token);
-    let mut leases = LeaseServiceClient::new(client.channel(internal));
+    let mut leases = LeaseServiceClient::new(channel);
     let watched = leases.watch_tenants(client.request(WatchTenantsRequest {})).await;
     let mut watched = watched.unwrap().into_inner();
     loop {
@@ -136,7 +136,7 @@ async fn a_stop_loses_no_call_that_was_accepted() {
         register(service, &folder, internal).await;
     }
     let secret = std::fs::read_to_string(folder.path("CRM_CONTACTS_SECRET_FILE")).unwrap();
-    let watched = watch(&service_token(public, &secret).await, internal).await;
+    let watched = watch(&service_token(public, &secret).await, operator.channel(internal)).await;
     let open = [open(public).await, open(internal).await];
 
     // Each writer renames a tenant of its own; others read it, or make more.
