@@ -3,18 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -114,7 +110,7 @@ where
     S::Future: Send + 'static,
 {
     let calls = Arc::new(());
-    let stopping = Stopping { asked: shutdown.clone(), over: CancellationToken::new() };
+    let stopping = Stopping::new(shutdown.clone());
     let over = stopping.over.clone();
     let service = InFlight { calls: calls.clone(), stopping, inner: service };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -149,8 +145,8 @@ where
     }
 }
 
-/// A service that counts the calls it has not answered to the end: each holds a
-/// weak reference. It tells each of the server's end.
+/// A service that tells each call of the server's end, and counts by that the
+/// calls it has not answered to the end.
 #[derive(Clone, Debug)]
 struct InFlight<S> {
     calls: Arc<()>,
@@ -161,49 +157,18 @@ struct InFlight<S> {
 impl<S> Service<Request<Body>> for InFlight<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
 {
-    type Response = Response<Counted>;
+    type Response = S::Response;
     type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+    type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let unanswered = Arc::downgrade(&self.calls);
-        request.extensions_mut().insert(self.stopping.clone());
-        let answer = self.inner.call(request);
-        Box::pin(
-            async move { Ok(answer.await?.map(|body| Counted { body, _unanswered: unanswered })) },
-        )
-    }
-}
-
-/// The body of an answer, which counts until it has been sent.
-struct Counted {
-    body: Body,
-    _unanswered: Weak<()>,
-}
-
-impl http_body::Body for Counted {
-    type Data = <Body as http_body::Body>::Data;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        request.extensions_mut().insert(self.stopping.of_call(&self.calls));
+        self.inner.call(request)
     }
 }
 

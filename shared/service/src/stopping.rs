@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
 use crm_error::{ApiError, ErrorReason};
@@ -19,6 +20,19 @@ pub(crate) struct Stopping {
     pub(crate) asked: CancellationToken,
     /// Nothing is waited for any more: calls without an answer end.
     pub(crate) over: CancellationToken,
+    /// What the server counts, until the call's answer has been sent.
+    _unanswered: Weak<()>,
+}
+
+impl Stopping {
+    pub(crate) fn new(asked: CancellationToken) -> Self {
+        Self { asked, ..Self::default() }
+    }
+
+    /// For one call, which counts among `calls` as long as it has this.
+    pub(crate) fn of_call(&self, calls: &Arc<()>) -> Self {
+        Self { _unanswered: Arc::downgrade(calls), ..self.clone() }
+    }
 }
 
 /// The body of an answer, which ends with UNAVAILABLE where the server stops
