@@ -44,7 +44,7 @@ pub struct App {
     pub internal: Stack,
     /// Whether `internal` can do its work.
     pub internal_health: Health,
-    /// Ends the streams of `internal` at once, and the look for events.
+    /// Ends the streams of `internal` at once, and all work beside the calls.
     pub drain: CancellationToken,
 }
 
@@ -57,9 +57,10 @@ impl App {
     /// open.
     pub async fn start(config: Config, clock: Clock) -> Result<Self, Box<dyn Error + Send + Sync>> {
         // The registry's database, and the cluster that tenants live in.
+        let drain = CancellationToken::new();
         let database = Database::open(&config).await?;
         cluster::store::add_first(&database.registry, &config, clock.now()).await?;
-        tokio::spawn(database.clone().ask_clusters());
+        until(&drain, database.clone().ask_clusters());
 
         // The template of tenant databases, with the platform's own schema;
         // and the wave that raises what is there already.
@@ -67,9 +68,9 @@ impl App {
         let due = Arc::new(Notify::new());
         let schemas = Schemas::new(database.clone(), migrators.clone(), due.clone(), clock.clone());
         schemas.register_platform().await?;
-        tokio::spawn(schemas.clone().catch_up());
+        until(&drain, schemas.clone().catch_up());
         let wave = Wave::new(database.clone(), migrators, due.clone(), clock.clone());
-        tokio::spawn(wave.run());
+        until(&drain, wave.run());
         let migrations = Migrations::new(database.clone(), due, clock.clone());
 
         // Who signs, and who may exchange a secret for a token.
@@ -77,25 +78,23 @@ impl App {
             Identity::start(database.clone(), &config.master_key, &config.accounts, clock.clone());
         let identity = identity.await?;
 
-        // Tenants: their logins, their databases, themselves.
+        // Tenants: their logins, their databases, themselves, their clusters.
         let logins = Logins::new(database.clone(), config.master_key, clock.clone());
         let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
-        tokio::spawn(provisioner.clone().resume());
-        tokio::spawn(provisioner.clone().refill());
+        until(&drain, provisioner.clone().resume());
+        until(&drain, provisioner.clone().refill());
         let fences = Fences::new(database.clone());
-        tokio::spawn(fences.clone().keep());
+        until(&drain, fences.clone().keep());
         let tenants = Tenants::new(database.clone(), provisioner.clone(), fences, clock.clone());
         let activities = Activities::new(database.clone(), clock.clone());
-
-        // The clusters that they live in.
         let clusters = Clusters::new(database.clone(), schemas.clone(), provisioner, clock.clone());
         let consistency = Consistency::new(database.clone(), clock.clone());
 
         // What becomes of tenants, for the services that watch.
-        let drain = CancellationToken::new();
         let events = Events::start(database, clock.clone(), drain.clone());
 
         // Two listeners.
+        let verifier = |audience| verifier(audience, &identity, &clock);
         let auth = AuthApi { identity: identity.clone() };
         let (public, public_health) = public(
             TenantApi { tenants, activities: activities.clone() },
@@ -103,21 +102,23 @@ impl App {
             MigrationApi { migrations },
             auth.clone(),
         )
-        .build(
-            "tenant-registry",
-            verifier(Audience::Public, &identity, &clock)?,
-            clock.clone(),
-        )?;
+        .build("tenant-registry", verifier(Audience::Public)?, clock.clone())?;
         let session_cap = config.session_cap;
         let leases =
             LeaseApi { logins, schemas, activities, events, session_cap, clock: clock.clone() };
         let (internal, internal_health) = internal(leases, auth).build(
             "tenant-registry-internal",
-            verifier(Audience::Internal, &identity, &clock)?,
+            verifier(Audience::Internal)?,
             clock,
         )?;
         Ok(Self { public, public_health, internal, internal_health, drain })
     }
+}
+
+/// Work of this process beside its calls. What it leaves undone at the end is
+/// taken up by others, as after a crash.
+fn until(drain: &CancellationToken, work: impl Future<Output = ()> + Send + 'static) {
+    tokio::spawn(drain.clone().run_until_cancelled_owned(work));
 }
 
 fn verifier(

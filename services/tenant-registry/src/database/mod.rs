@@ -241,6 +241,8 @@ fn options(
         .password(password.expose_secret())
         .ssl_mode(ssl_mode)
         .application_name("crm-tenant-registry")
+        // A notice tells of what is there already, at each start.
+        .options([("client_min_messages", "warning")])
 }
 
 /// Runs a use case to its end in a task of its own: a client that vanishes
