@@ -6,6 +6,9 @@
 --
 -- The tenant-registry's login gets no CREATEROLE, which on PostgreSQL 15 is as
 -- good as a shell. What it may do with roles stands in the functions below.
+--
+-- A newer registry may need a newer version of this file: it says so, and the
+-- file is run again before the registry is started.
 
 BEGIN;
 
@@ -30,6 +33,33 @@ GRANT CONNECT ON DATABASE postgres TO crm_registry;
 CREATE SCHEMA IF NOT EXISTS crm_cluster;
 REVOKE ALL ON SCHEMA crm_cluster FROM PUBLIC;
 GRANT USAGE ON SCHEMA crm_cluster TO crm_registry;
+
+-- What the registry compares with what it needs.
+COMMENT ON SCHEMA crm_cluster IS 'version 2 of cluster-setup.sql';
+
+-- Whose a tenant database is, whatever the registry's own database says: that
+-- may be restored from a backup, or lose its last transactions in a failover.
+-- A database is given away once: its row is never removed.
+CREATE TABLE IF NOT EXISTS crm_cluster.claims (
+    -- The tenant's id, too.
+    database_id uuid PRIMARY KEY,
+    -- The database carries it as its comment, and leases name it.
+    claim_id uuid NOT NULL UNIQUE,
+    -- The slug of the tenant, which never changes.
+    slug text NOT NULL,
+    -- The state that is enforced, by crm.registry.v1.Tenant.State, and an id of
+    -- its own for each time that it was wanted. Numbers would come again after
+    -- a restore.
+    state smallint NOT NULL,
+    state_id uuid NOT NULL,
+    claim_time timestamptz NOT NULL DEFAULT clock_timestamp(),
+    -- Whether the registry has committed the tenant: until then nobody was told
+    -- of it, and nobody had a lease.
+    is_confirmed boolean NOT NULL DEFAULT false,
+    -- When the database was removed for good.
+    purge_time timestamptz
+);
+GRANT SELECT ON crm_cluster.claims TO crm_registry;
 
 -- Makes the roles of a service: the owner of its schema, the group of its
 -- writers, and the login that migrates. Only the last has a password.
@@ -57,8 +87,67 @@ BEGIN
 END
 $$;
 
+-- Gives a database to a tenant, once. Answers whether it is this claim's: false
+-- where another was first.
+CREATE OR REPLACE FUNCTION crm_cluster.claim_database(
+    tenant uuid, claim uuid, tenant_slug text, new_state_id uuid, new_state smallint
+) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO crm_cluster.claims (database_id, claim_id, slug, state_id, state)
+    VALUES (tenant, claim, tenant_slug, new_state_id, new_state)
+    ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        PERFORM crm_cluster.mark_database(tenant, claim);
+    END IF;
+    RETURN EXISTS (
+        SELECT FROM crm_cluster.claims AS c
+        WHERE c.database_id = tenant AND c.claim_id = claim AND c.purge_time IS NULL
+    );
+END
+$$;
+
+-- Notes that the registry has committed the tenant. Where the cluster forgets it
+-- in a crash, the registry says it again.
+CREATE OR REPLACE FUNCTION crm_cluster.confirm_claim(tenant uuid, claim uuid) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp SET synchronous_commit = off
+AS $$
+BEGIN
+    UPDATE crm_cluster.claims AS c SET is_confirmed = true
+    WHERE c.database_id = tenant AND c.claim_id = claim AND NOT c.is_confirmed;
+END
+$$;
+
+-- Gives a database that was restored the claim anew. Answers whether it did.
+CREATE OR REPLACE FUNCTION crm_cluster.reclaim_database(
+    tenant uuid, old_claim uuid, new_claim uuid
+) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    UPDATE crm_cluster.claims AS c SET claim_id = new_claim
+    WHERE c.database_id = tenant AND c.claim_id IN (old_claim, new_claim) AND c.purge_time IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM crm_cluster.mark_database(tenant, new_claim);
+    RETURN true;
+END
+$$;
+
+-- A bare comment overwrites silently: only the row says who was first.
+CREATE OR REPLACE FUNCTION crm_cluster.mark_database(tenant uuid, claim uuid) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format('COMMENT ON DATABASE %I IS %L', 'tenant_' || replace(tenant::text, '-', ''), claim);
+END
+$$;
+
 -- Makes the login of one service in one tenant database, and lets it in
--- there and nowhere else.
+-- there and nowhere else. It is shut where the tenant's others are.
 CREATE OR REPLACE FUNCTION crm_cluster.ensure_login(
     tenant uuid, service text, generation integer, verifier text
 ) RETURNS text
@@ -67,6 +156,7 @@ AS $$
 DECLARE
     hex text := replace(tenant::text, '-', '');
     login text := format('t_%s_%s_g%s', hex, service, generation);
+    claim record;
 BEGIN
     IF service !~ '^[a-z]{1,20}$' OR generation NOT BETWEEN 1 AND 999999 OR login IS NULL THEN
         RAISE EXCEPTION 'not a tenant login' USING ERRCODE = '22023';
@@ -74,9 +164,15 @@ BEGIN
     PERFORM crm_cluster.check_verifier(verifier);
     -- One at a time for a database: two GRANTs at once on it fail.
     PERFORM pg_advisory_xact_lock(hashtextextended('crm database ' || hex, 0));
+    SELECT c.state, c.purge_time INTO claim
+    FROM crm_cluster.claims AS c WHERE c.database_id = tenant FOR SHARE;
+    IF claim.purge_time IS NOT NULL THEN
+        RAISE EXCEPTION 'the database was removed for good' USING ERRCODE = 'CR011';
+    END IF;
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN
-        EXECUTE format('CREATE ROLE %I LOGIN IN ROLE %I PASSWORD %L',
-            login, format('crm_%s', service), verifier);
+        EXECUTE format('CREATE ROLE %I %s IN ROLE %I PASSWORD %L', login,
+            CASE WHEN claim.state <> 2 THEN 'NOLOGIN' ELSE 'LOGIN' END,
+            format('crm_%s', service), verifier);
     ELSE
         EXECUTE format('ALTER ROLE %I PASSWORD %L', login, verifier);
     END IF;
@@ -85,24 +181,31 @@ BEGIN
 END
 $$;
 
--- Shuts all logins of a tenant. Sessions that are open go on: once this is
--- committed, end_sessions ends them.
-CREATE OR REPLACE FUNCTION crm_cluster.fence_tenant(tenant uuid) RETURNS void
+-- Enforces a state of a tenant, by crm.registry.v1.Tenant.State: all its logins
+-- are open if it is active (2), and shut if it is not. Sessions that are open go
+-- on: once this is committed, end_sessions ends them.
+-- CR011: the state that is enforced is none of those that the registry knows of,
+-- as after a restore. Nothing is changed then.
+CREATE OR REPLACE FUNCTION crm_cluster.enforce_state(
+    tenant uuid, known_states uuid[], new_state_id uuid, new_state smallint
+) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    PERFORM crm_cluster.set_login(tenant, 'NOLOGIN');
+    IF new_state_id IS NULL OR new_state NOT BETWEEN 2 AND 9 THEN
+        RAISE EXCEPTION 'not a state' USING ERRCODE = '22023';
+    END IF;
+    PERFORM crm_cluster.set_login(tenant, CASE WHEN new_state = 2 THEN 'LOGIN' ELSE 'NOLOGIN' END);
+    UPDATE crm_cluster.claims AS c SET state_id = new_state_id, state = new_state
+    WHERE c.database_id = tenant AND c.purge_time IS NULL
+        AND (c.state_id = new_state_id OR c.state_id = ANY (known_states));
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'another state is enforced' USING ERRCODE = 'CR011';
+    END IF;
 END
 $$;
-
--- Opens them again.
-CREATE OR REPLACE FUNCTION crm_cluster.unfence_tenant(tenant uuid) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-AS $$
-BEGIN
-    PERFORM crm_cluster.set_login(tenant, 'LOGIN');
-END
-$$;
+DROP FUNCTION IF EXISTS crm_cluster.fence_tenant(uuid);
+DROP FUNCTION IF EXISTS crm_cluster.unfence_tenant(uuid);
 
 CREATE OR REPLACE FUNCTION crm_cluster.set_login(tenant uuid, setting text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -156,8 +259,10 @@ $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crm_cluster FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_service(text, text) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_login(uuid, text, integer, text) TO crm_registry;
-GRANT EXECUTE ON FUNCTION crm_cluster.fence_tenant(uuid) TO crm_registry;
-GRANT EXECUTE ON FUNCTION crm_cluster.unfence_tenant(uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.claim_database(uuid, uuid, text, uuid, smallint) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.confirm_claim(uuid, uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.reclaim_database(uuid, uuid, uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.enforce_state(uuid, uuid[], uuid, smallint) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.end_sessions(uuid) TO crm_registry;
 
 COMMIT;

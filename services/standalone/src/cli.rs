@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use crm_service::{Telemetry, parse_or_exit_usage, run};
+use crm_tenant_registry::cli::{Reclaim, Reconcile};
 use http::HeaderValue;
 use secrecy::SecretString;
 use sqlx::postgres::PgConnectOptions;
@@ -59,6 +60,10 @@ enum Command {
               value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         contacts: u32,
     },
+    /// Show how the cluster and the registry differ on tenants after a restore, and settle it
+    Reconcile(Reconcile),
+    /// Make a tenant's database that was restored the tenant's again
+    Reclaim(Reclaim),
     /// Delete the data folder with all tenants and all keys; nothing may run with it
     Reset {
         /// Do it without a question
@@ -185,6 +190,8 @@ impl Cli {
                 Command::Seed { tenant, contacts } => {
                     stop_at(shutdown, seed::seed(options, &tenant, contacts)).await
                 }
+                Command::Reconcile(command) => command.run(&token::registry(&options)?).await,
+                Command::Reclaim(command) => command.run(&token::registry(&options)?).await,
                 Command::Reset { yes } => reset::reset(options, yes).await,
             }
         })

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::Write as _;
 
 use crm_clock::Clock;
+use crm_tenant_registry::Config;
 use crm_tenant_registry::app::identity;
 use sqlx::postgres::PgConnectOptions;
 
@@ -35,6 +36,20 @@ pub(crate) async fn issue(
     options: &Options,
     tenant: Option<&str>,
 ) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let identity = identity(&registry(options)?, Clock::default()).await?;
+    let issued = match tenant {
+        Some(slug) => identity.tenant_token(LOCAL_OPERATOR, slug).await?,
+        None => identity.account_token(LOCAL_OPERATOR).await?,
+    };
+    Ok(issued.token)
+}
+
+/// What the registry of this data folder was told.
+///
+/// # Errors
+///
+/// When nothing runs with it.
+pub(crate) fn registry(options: &Options) -> Result<Config, Box<dyn Error + Send + Sync>> {
     let data = DataDir::open(&options.data_dir)?;
     if !data.is_in_use() {
         let folder = options.data_dir.display();
@@ -44,10 +59,5 @@ pub(crate) async fn issue(
     let private =
         || PgConnectOptions::new_without_pgpass().host("127.0.0.1").port(options.postgres_port());
     let cluster = superuser(options)?.unwrap_or_else(private);
-    let identity = identity(&registry_config(&cluster, &secrets), Clock::default()).await?;
-    let issued = match tenant {
-        Some(slug) => identity.tenant_token(LOCAL_OPERATOR, slug).await?,
-        None => identity.account_token(LOCAL_OPERATOR).await?,
-    };
-    Ok(issued.token)
+    Ok(registry_config(&cluster, &secrets))
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 
 use crate::activity::Activities;
+use crate::claim::{Claims, Restored, Settled};
 use crate::cluster::{self, Clusters};
 use crate::config::Config;
 use crate::consistency::Consistency;
@@ -28,7 +29,9 @@ use crate::lease::Logins;
 use crate::migration::{Migrations, Wave};
 use crate::provisioning::Provisioner;
 use crate::schema::{Migrators, Schemas};
-use crate::tenant::Tenants;
+use crate::tenant::{self, TenantKey, Tenants};
+
+type Failure = Box<dyn Error + Send + Sync>;
 
 /// A schema set is larger than an ordinary request.
 const MAX_SCHEMA_BYTES: usize = 16 * 1024 * 1024;
@@ -55,12 +58,18 @@ impl App {
     ///
     /// When the cluster does not answer or is not set up, or a key does not
     /// open.
-    pub async fn start(config: Config, clock: Clock) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, Failure> {
         // The registry's database, and the cluster that tenants live in.
         let drain = CancellationToken::new();
         let database = Database::open(&config).await?;
         cluster::store::add_first(&database.registry, &config, clock.now()).await?;
+        cluster::check(&database.cluster(&config.cluster.id).await?).await?;
         until(&drain, database.clone().ask_clusters());
+
+        // To whom the clusters gave their databases: before any is given out.
+        let claims = Claims::new(database.clone(), clock.clone());
+        claims.look().await?;
+        until(&drain, claims.clone().keep());
 
         // The template of tenant databases, with the platform's own schema;
         // and the wave that raises what is there already.
@@ -79,15 +88,24 @@ impl App {
         let identity = identity.await?;
 
         // Tenants: their logins, their databases, themselves, their clusters.
-        let logins = Logins::new(database.clone(), config.master_key, clock.clone());
-        let provisioner = Provisioner::new(database.clone(), logins.clone(), clock.clone());
+        let logins =
+            Logins::new(database.clone(), claims.clone(), config.master_key, clock.clone());
+        let provisioner =
+            Provisioner::new(database.clone(), logins.clone(), claims.clone(), clock.clone());
         until(&drain, provisioner.clone().resume());
         until(&drain, provisioner.clone().refill());
-        let fences = Fences::new(database.clone());
+        let fences = Fences::new(database.clone(), claims.clone());
         until(&drain, fences.clone().keep());
-        let tenants = Tenants::new(database.clone(), provisioner.clone(), fences, clock.clone());
+        let tenants = Tenants::new(
+            database.clone(),
+            provisioner.clone(),
+            claims.clone(),
+            fences,
+            clock.clone(),
+        );
         let activities = Activities::new(database.clone(), clock.clone());
-        let clusters = Clusters::new(database.clone(), schemas.clone(), provisioner, clock.clone());
+        let clusters =
+            Clusters::new(database.clone(), schemas.clone(), provisioner, claims, clock.clone());
         let consistency = Consistency::new(database.clone(), clock.clone());
 
         // What becomes of tenants, for the services that watch.
@@ -165,10 +183,7 @@ fn internal(leases: LeaseApi, auth: AuthApi) -> StackBuilder {
 /// # Errors
 ///
 /// When the registry's database does not answer, or a key does not open.
-pub async fn identity(
-    config: &Config,
-    clock: Clock,
-) -> Result<Identity, Box<dyn Error + Send + Sync>> {
+pub async fn identity(config: &Config, clock: Clock) -> Result<Identity, Failure> {
     let database = Database::connect(config);
     Ok(Identity::load(database, &config.master_key, clock).await?)
 }
@@ -177,4 +192,37 @@ pub async fn identity(
 /// configuration. It connects when it is asked.
 pub fn consistency(config: &Config, clock: Clock) -> Consistency {
     Consistency::new(Database::connect(config), clock)
+}
+
+/// What would settle the differences between the registry and a cluster, by what
+/// of the two was restored; with `apply`, it is done. Nothing is ever dropped.
+///
+/// # Errors
+///
+/// When there is no such cluster, or one of the two does not answer.
+pub(crate) async fn reconcile(
+    config: &Config,
+    clock: Clock,
+    cluster: &str,
+    restored: Restored,
+    apply: bool,
+) -> Result<Vec<Settled>, Failure> {
+    let database = Database::connect(config);
+    if !cluster::store::ids(&database.registry).await?.iter().any(|id| id == cluster) {
+        return Err(format!("there is no cluster `{cluster}`").into());
+    }
+    Ok(Claims::new(database, clock).reconcile(cluster, restored, apply).await?)
+}
+
+/// Makes a database that was restored its tenant's again: it gets a new claim,
+/// and is shut to all but the tenant's logins.
+///
+/// # Errors
+///
+/// When there is no such tenant or database, or the cluster gave it to another.
+pub(crate) async fn reclaim(config: &Config, clock: Clock, tenant: &str) -> Result<(), Failure> {
+    let database = Database::connect(config);
+    let key = TenantKey::parse(tenant);
+    let id = tenant::id(&database, &key).await?.ok_or("there is no such tenant")?;
+    Ok(Claims::new(database, clock).reclaim(id).await?)
 }

@@ -1,5 +1,7 @@
 //! The registry as a process of its own: its options, and what it does.
 
+mod reconcile;
+
 use std::error::Error;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +23,8 @@ use crate::cluster::model::is_id;
 use crate::config::{Account, ClusterAddress, Config, OPERATOR};
 use crate::database::wait_for_server;
 use crate::seal::MasterKey;
+
+pub use reconcile::{Reclaim, Reconcile};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -115,6 +119,14 @@ enum Command {
         #[arg(long, value_name = "SLUG")]
         tenant: Option<String>,
     },
+    /// Show how a cluster and the registry differ on tenants after a restore, and settle it
+    ///
+    /// Until that is done, no database is given out in that cluster. Nothing is ever dropped. It needs what the registry needs, and no registry that runs. Options stand before `reconcile`.
+    Reconcile(Reconcile),
+    /// Make a tenant's database that was restored the tenant's again
+    ///
+    /// It needs what the registry needs, and no registry that runs. Options stand before `reclaim`.
+    Reclaim(Reclaim),
 }
 
 /// How PostgreSQL is reached.
@@ -165,6 +177,8 @@ pub fn main() -> ExitCode {
         match command {
             Command::Start => serve(doors, admin, config, shutdown).await,
             Command::Token { tenant } => print_token(&config, tenant.as_deref()).await,
+            Command::Reconcile(command) => command.run(&config).await,
+            Command::Reclaim(command) => command.run(&config).await,
         }
     })
 }

@@ -5,6 +5,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 
+mod claim;
 mod cluster;
 pub mod consistency;
 mod database;

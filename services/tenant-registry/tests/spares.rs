@@ -7,16 +7,19 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use crm_proto::registry::v1::cluster_service_client::ClusterServiceClient;
+use crm_proto::registry::v1::finding::Kind;
 use crm_proto::registry::v1::migration_service_client::MigrationServiceClient;
 use crm_proto::registry::v1::tenant::State;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
-    CreateTenantRequest, GetTenantRequest, SummarizeMigrationsRequest, Tenant as TenantMessage,
+    CheckClustersRequest, CreateTenantRequest, GetTenantRequest, SummarizeMigrationsRequest,
+    Tenant as TenantMessage,
 };
-use crm_testing::{Client, Server, code_and_reason, own_server};
+use crm_testing::{Client, Server, code_and_reason, own_server, reason};
 use futures_util::future::join_all;
 use prost::Message as _;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::sync::{Mutex, MutexGuard};
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -305,5 +308,40 @@ async fn a_spare_is_closed_to_everyone_but_its_own_logins() {
         .unwrap();
         let hex = spare.as_simple();
         assert_eq!(who, [format!("t_{hex}_contacts_g1"), format!("t_{hex}_messaging_g1")]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_never_given_to_a_second_tenant() {
+    let server = own_server(2);
+    let operator = Client::operator(&server);
+    let first = create(&server, slugged(&server, "first")).await.unwrap();
+    let mut postgres = server.superuser("crm_registry").await;
+
+    // What a failover loses: the registry's last transactions.
+    let forget = format!(
+        "DELETE FROM tenants WHERE tenant_id = '{id}';
+         UPDATE databases SET purpose = 'spare', create_time = '2000-01-01'
+         WHERE database_id = '{id}'",
+        id = id(&first)
+    );
+    sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut postgres).await.unwrap();
+    let second = create(&server, slugged(&server, "second")).await;
+
+    match second {
+        Ok(second) => assert_ne!(id(&second), id(&first), "it has another's database"),
+        // It was quick to notice.
+        Err(status) => assert_eq!(reason(&status), "CLUSTER_UNRECONCILED"),
+    }
+    let mut clusters = ClusterServiceClient::new(operator.channel(server.addresses.registry));
+    let start = Instant::now();
+    loop {
+        let request = operator.request(CheckClustersRequest::default());
+        let found = clusters.check_clusters(request).await.unwrap().into_inner().findings;
+        let mut forgotten = found.iter().filter(|found| found.kind() == Kind::TenantForgotten);
+        if forgotten.any(|found| found.subject == first.name) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{found:?}");
     }
 }

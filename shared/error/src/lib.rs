@@ -247,7 +247,8 @@ pub fn code(reason: ErrorReason) -> Code {
         | ErrorReason::ClusterNotReady
         | ErrorReason::StateTransitionInvalid
         | ErrorReason::ConversationLimitReached
-        | ErrorReason::SessionBudgetExceeded => Code::FailedPrecondition,
+        | ErrorReason::SessionBudgetExceeded
+        | ErrorReason::ClusterUnreconciled => Code::FailedPrecondition,
         ErrorReason::ConcurrentChange => Code::Aborted,
         ErrorReason::Cancelled => Code::Cancelled,
     }

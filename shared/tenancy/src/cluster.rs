@@ -37,6 +37,16 @@ const ASK_AFTER: Duration = Duration::from_secs(1);
 /// How old a session may become, more or less a fifth.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
+/// Why a session could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The database is not, or not any more, the one that the lease is for.
+    #[error("the database does not carry the claim of its tenant's lease")]
+    OtherClaim,
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
 /// The sessions with one cluster.
 #[derive(Debug)]
 pub(crate) struct ClusterSessions {
@@ -88,17 +98,24 @@ impl ClusterSessions {
     }
 
     /// Opens a session, with a permit.
-    pub(crate) async fn open(
-        &self,
-        tenant: TenantId,
-        lease: &Lease,
-    ) -> Result<Session, sqlx::Error> {
+    pub(crate) async fn open(&self, tenant: TenantId, lease: &Lease) -> Result<Session, OpenError> {
         let _turn = self.connects.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
         let connected = async {
             let mut connection = PgConnection::connect_with(&lease.options).await?;
-            let pid = sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false);
-            let pid = pid.fetch_one(&mut connection).await?;
-            Ok::<_, sqlx::Error>((connection, pid))
+            // Whatever the registry has forgotten or mistaken: the database says
+            // itself whose it is.
+            let opened = sqlx::query_as(
+                "SELECT pg_backend_pid(), shobj_description(oid, 'pg_database')
+                 FROM pg_database
+                 WHERE datname = current_database()",
+            );
+            let (pid, claim_id): (i32, Option<String>) =
+                opened.persistent(false).fetch_one(&mut connection).await?;
+            if claim_id.as_ref() != Some(&lease.claim_id) {
+                let _said = timeout(CLOSE_TIMEOUT, connection.close()).await;
+                return Err(OpenError::OtherClaim);
+            }
+            Ok((connection, pid))
         };
         let connected = timeout(CONNECT_TIMEOUT, connected).await;
         let (connection, pid) = connected.map_err(|elapsed| sqlx::Error::Io(elapsed.into()))??;

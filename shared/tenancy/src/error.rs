@@ -146,10 +146,15 @@ impl StoreError {
         error.code().map(Cow::into_owned)
     }
 
+    /// Whether the database gave this SQLSTATE.
+    pub fn has_state(&self, state: &str) -> bool {
+        self.state().is_some_and(|own| own == state)
+    }
+
     /// Whether the row that was to be written changed meanwhile: reading it
     /// again and trying once more may help.
     pub fn is_conflict(&self) -> bool {
-        self.state().is_some_and(|state| state == "CR002")
+        self.has_state("CR002")
     }
 }
 

@@ -41,6 +41,8 @@ pub(crate) struct Lease {
     pub(crate) generation: u32,
     pub(crate) tenant_generation: u32,
     pub(crate) access_version: u64,
+    /// What the tenant's database carries as its comment.
+    pub(crate) claim_id: String,
     /// The sessions of this process there, once they are known.
     pub(crate) cluster: OnceLock<Arc<ClusterSessions>>,
     acquired: Instant,
@@ -167,6 +169,7 @@ impl Lease {
             generation: granted.generation,
             tenant_generation: granted.tenant_generation,
             access_version: granted.access_version,
+            claim_id: granted.claim_id.clone(),
             cluster: OnceLock::new(),
             acquired: Instant::now(),
             asked,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::activity::{Activity, Closed};
 use crate::checkout::{Checkout, TenantSession};
-use crate::cluster::ClusterSessions;
+use crate::cluster::{ClusterSessions, OpenError};
 use crate::error::SessionError;
 use crate::lease::{Lease, Leases};
 use crate::pool::{Counts, Grant};
@@ -232,7 +232,7 @@ impl Shared {
             // The registry may know why.
             self.leases.get(tenant).await?;
         }
-        let unreachable = |error: sqlx::Error| {
+        let unreachable = |error: OpenError| {
             SessionError::Unavailable("the tenant's database cannot be reached", error.into())
         };
         checkout.lend(Box::new(opened.map_err(unreachable)?));
@@ -284,10 +284,11 @@ impl Shared {
     }
 }
 
-/// Whether the server knows nothing of the lease's login or database, or does
-/// not let it in: the registry is asked again. A server that is merely away
+/// Whether the server knows nothing of the lease's login or database, does not
+/// let it in, or has another database under its name: the registry is asked again. A server that is merely away
 /// takes no lease with it.
-fn is_lease_void(error: &sqlx::Error) -> bool {
+fn is_lease_void(error: &OpenError) -> bool {
+    let OpenError::Database(error) = error else { return true };
     let code = error.as_database_error().and_then(|error| error.code());
     // Wrong password, unknown role, unknown database, no right to connect,
     // closed to connections (PostgreSQL, appendix A).

@@ -25,6 +25,9 @@ pub(crate) struct ClusterAdmin {
     options: PgConnectOptions,
     /// Whether it answered when it was last asked.
     answers: Arc<AtomicBool>,
+    /// Whether its claims and the registry's tenants were the same when they
+    /// were last compared.
+    is_reconciled: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for ClusterAdmin {
@@ -54,7 +57,12 @@ impl ClusterAdmin {
                 })
             })
             .connect_lazy_with(options.clone().database(DATABASE));
-        Self { pool, options, answers: Arc::new(AtomicBool::new(true)) }
+        Self {
+            pool,
+            options,
+            answers: Arc::new(AtomicBool::new(true)),
+            is_reconciled: Arc::default(),
+        }
     }
 
     /// The connections to where the administrative functions are.
@@ -83,6 +91,18 @@ impl ClusterAdmin {
     /// off.
     pub(crate) fn answers(&self) -> bool {
         self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Whether its claims and the registry's tenants were the same when they
+    /// were last compared: else no database is given out there, and no login
+    /// opened.
+    pub(crate) fn is_reconciled(&self) -> bool {
+        self.is_reconciled.load(Ordering::Relaxed)
+    }
+
+    /// Says what the last comparison found. Answers what the one before did.
+    pub(crate) fn set_reconciled(&self, is_reconciled: bool) -> bool {
+        self.is_reconciled.swap(is_reconciled, Ordering::Relaxed)
     }
 
     /// A connection of the registry's own to a template.
@@ -207,17 +227,6 @@ impl ClusterAdmin {
     /// Has the cluster write down what is in its memory alone.
     pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
         sqlx::query("CHECKPOINT").execute(&self.pool).await?;
-        Ok(())
-    }
-
-    /// Shuts all logins of a tenant, or opens them.
-    pub(crate) async fn set_fence(&self, tenant_id: Uuid, shut: bool) -> Result<(), StoreError> {
-        let statement = if shut {
-            "SELECT crm_cluster.fence_tenant($1)"
-        } else {
-            "SELECT crm_cluster.unfence_tenant($1)"
-        };
-        sqlx::query(statement).bind(tenant_id).execute(&self.pool).await?;
         Ok(())
     }
 

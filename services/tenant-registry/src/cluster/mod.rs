@@ -24,6 +24,7 @@ pub(crate) use error::ClusterError;
 pub(crate) use model::{Cluster, ClusterPatch, Figures, NewCluster, Target};
 
 use crate::activity;
+use crate::claim::Claims;
 use crate::database::{self, Database, owned};
 use crate::provisioning::Provisioner;
 use crate::requests::{self, Request, RequestError};
@@ -33,6 +34,15 @@ use crate::schema::Schemas;
 const FIGURES_LIFETIME: Duration = Duration::from_secs(3);
 /// How many clusters' figures are kept.
 const KEPT_FIGURES: u64 = 1000;
+
+/// Checks that the server of a cluster has what the registry needs.
+///
+/// # Errors
+///
+/// What it lacks.
+pub(crate) async fn check(admin: &ClusterAdmin) -> Result<(), ClusterError> {
+    probe::check(admin).await.map(drop)
+}
 
 /// A cluster, and its figures where it answers.
 #[derive(Clone, Debug)]
@@ -47,6 +57,7 @@ pub(crate) struct Clusters {
     database: Database,
     schemas: Schemas,
     provisioner: Provisioner,
+    claims: Claims,
     /// Counting sessions and bytes is not for every call.
     figures: Cache<String, Option<Figures>>,
     clock: Clock,
@@ -57,11 +68,12 @@ impl Clusters {
         database: Database,
         schemas: Schemas,
         provisioner: Provisioner,
+        claims: Claims,
         clock: Clock,
     ) -> Self {
         let figures =
             Cache::builder().max_capacity(KEPT_FIGURES).time_to_live(FIGURES_LIFETIME).build();
-        Self { database, schemas, provisioner, figures, clock }
+        Self { database, schemas, provisioner, claims, figures, clock }
     }
 
     /// Adds a cluster, and answers when tenants can be made in it. A repeated
@@ -80,6 +92,7 @@ impl Clusters {
                 return Ok(requests::decode(&response)?);
             }
             this.schemas.catch_up_cluster(&id).await.map_err(Box::new)?;
+            this.claims.look_at(&id).await;
             this.provisioner.refill_soon();
             let cluster = pb::Cluster::from(this.seen(&id).await?);
             let mut connection =

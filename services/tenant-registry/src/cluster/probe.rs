@@ -13,9 +13,8 @@ use super::store::{self, ProbeRow};
 
 /// The oldest version, as PostgreSQL numbers it.
 const OLDEST_VERSION: i32 = 150_000;
-/// What `cluster-setup.sql` makes, and the registry calls.
-const FUNCTIONS: [&str; 5] =
-    ["ensure_service", "ensure_login", "fence_tenant", "unfence_tenant", "end_sessions"];
+/// The version of `cluster-setup.sql` that the registry needs.
+const SETUP_VERSION: i32 = 2;
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_millis(1500);
 /// How long it may take to measure its databases.
@@ -51,10 +50,15 @@ pub(super) async fn check(admin: &ClusterAdmin) -> Result<Probe, ClusterError> {
     if !row.checkpoints {
         missing.push("the role crm_registry may not checkpoint".to_owned());
     }
-    for function in FUNCTIONS {
-        if !row.functions.iter().any(|found| found == function) {
-            missing.push(format!("the function crm_cluster.{function} is not there"));
-        }
+    match row.setup_version {
+        Some(SETUP_VERSION..) => {}
+        Some(version) => missing.push(format!(
+            "cluster-setup.sql of version {version} was run there; {SETUP_VERSION} is needed"
+        )),
+        None => missing.push("the functions of cluster-setup.sql are not there".to_owned()),
+    }
+    for function in &row.refused_functions {
+        missing.push(format!("the role crm_registry may not call crm_cluster.{function}"));
     }
     for database in &row.open_databases {
         missing.push(format!("everyone may connect to the database {database}"));

@@ -207,7 +207,10 @@ pub(super) struct ProbeRow {
     pub(super) connections: i64,
     pub(super) makes_databases: bool,
     pub(super) checkpoints: bool,
-    pub(super) functions: Vec<String>,
+    /// Of `cluster-setup.sql`. `None`: it was not run there.
+    pub(super) setup_version: Option<i32>,
+    /// What it makes for the registry, and that may not be called.
+    pub(super) refused_functions: Vec<String>,
     pub(super) open_databases: Vec<String>,
 }
 
@@ -223,12 +226,22 @@ pub(super) async fn probe(session: &mut PgConnection) -> Result<ProbeRow, sqlx::
                  SELECT FROM pg_auth_members AS m
                  WHERE m.member = r.oid AND m.roleid::regrole::text = 'pg_checkpoint'
              ) AS checkpoints,
+             (
+                 -- The first version had no comment.
+                 SELECT coalesce(
+                     substring(obj_description(n.oid, 'pg_namespace') FROM 'version ([0-9]+)')::int,
+                     1
+                 )
+                 FROM pg_namespace AS n
+                 WHERE n.nspname = 'crm_cluster'
+             ) AS setup_version,
              ARRAY(
                  SELECT p.proname::text
                  FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-                 WHERE n.nspname = 'crm_cluster' AND has_schema_privilege(n.oid, 'USAGE')
-                     AND has_function_privilege(p.oid, 'EXECUTE')
-             ) AS functions,
+                 WHERE n.nspname = 'crm_cluster' AND p.prosecdef
+                     AND NOT (has_schema_privilege(n.oid, 'USAGE')
+                         AND has_function_privilege(p.oid, 'EXECUTE'))
+             ) AS refused_functions,
              ARRAY(
                  SELECT datname::text FROM pg_database
                  WHERE datname IN ('postgres', 'template1')

@@ -93,6 +93,10 @@ impl Comparison<'_> {
             let detail = "a migration failed in it; it can be removed";
             notes.add(FindingKind::SpareFailed, name, detail);
         }
+        if known.purpose == Purpose::Spoiled {
+            let detail = "it was claimed for a tenant that was never made";
+            notes.add(FindingKind::SpareSpoiled, name, detail);
+        }
         if self.busy.contains(&known.id) {
             return;
         }
@@ -157,13 +161,18 @@ fn database(known: &Known, found: Option<&FoundDatabase>, notes: &mut Notes<'_>)
         let detail = "its removal was cut off; it can only be removed";
         notes.add(FindingKind::DatabaseInvalid, &known.name, detail);
     }
+    let claim = known.tenant.as_ref().and_then(|tenant| tenant.claim_id);
+    if claim.is_some_and(|claim| found.claim.as_deref() != Some(claim.to_string().as_str())) {
+        let detail = "it does not carry its tenant's claim: `tenant-registry reclaim` gives it one";
+        notes.add(FindingKind::DatabaseUnmarked, &known.name, detail);
+    }
     let should_be_open = match (known.purpose, known.step) {
         // Open while it is migrated.
         (Purpose::Template, Step::Ready) => Some(false),
         (Purpose::Template, _) => None,
-        (Purpose::Spare | Purpose::Tenant, Step::Ready) => Some(true),
-        (Purpose::Spare | Purpose::Tenant, Step::Granted) => None,
-        (Purpose::Spare | Purpose::Tenant, _) => Some(false),
+        (Purpose::Spare | Purpose::Spoiled | Purpose::Tenant, Step::Ready) => Some(true),
+        (Purpose::Spare | Purpose::Spoiled | Purpose::Tenant, Step::Granted) => None,
+        (Purpose::Spare | Purpose::Spoiled | Purpose::Tenant, _) => Some(false),
     };
     match should_be_open {
         Some(true) if !found.is_open => {

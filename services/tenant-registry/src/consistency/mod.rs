@@ -28,6 +28,8 @@ use uuid::Uuid;
 
 pub use model::{Finding, FindingKind};
 
+use crate::claim::Claims;
+use crate::claim::model::{Difference, DifferenceKind};
 use crate::cluster::store as clusters;
 use crate::database::Database;
 use crate::{fence, provisioning, schema};
@@ -46,12 +48,14 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub struct Consistency {
     database: Database,
+    claims: Claims,
     clock: Clock,
 }
 
 impl Consistency {
     pub(crate) fn new(database: Database, clock: Clock) -> Self {
-        Self { database, clock }
+        let claims = Claims::new(database.clone(), clock.clone());
+        Self { database, claims, clock }
     }
 
     /// Everything that is not as it should be, in order; nothing when all is
@@ -101,6 +105,8 @@ impl Consistency {
         let compared =
             known.iter().map(|(cluster, known)| self.compare(cluster, known, &busy, only));
         let mut findings = join_all(compared).await.concat();
+        let claimed = known.keys().map(|cluster| self.claims(cluster, only));
+        findings.extend(join_all(claimed).await.concat());
         for (tenant_id, tables) in store::rows_of_no_tenant(registry, only).await? {
             let first = clusters::ids(registry).await?.into_iter().next();
             findings.push(Finding {
@@ -140,6 +146,28 @@ impl Consistency {
         Comparison { cluster, known, found: &found, before, busy }.findings()
     }
 
+    /// Whether the cluster gave its databases to the tenants that the registry
+    /// knows. One that is silent is told of elsewhere.
+    async fn claims(&self, cluster: &str, only: Option<Uuid>) -> Vec<Finding> {
+        let finding =
+            |kind, subject, detail| Finding { kind, cluster: cluster.to_owned(), subject, detail };
+        match timeout(ANSWER_WITHIN, self.claims.differences(cluster, only)).await {
+            Ok(Ok(found)) => {
+                let told = |found: Difference| {
+                    let tenant = format!("tenants/{}", found.tenant_id);
+                    finding(found.kind.into(), tenant, found.detail())
+                };
+                found.into_iter().map(told).collect()
+            }
+            Ok(Err(error)) if error.is_of_outdated_cluster() => {
+                let detail = "run deploy/postgres/cluster-setup.sql there".to_owned();
+                let subject = format!("clusters/{cluster}");
+                vec![finding(FindingKind::ClusterOutdated, subject, detail)]
+            }
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+
     async fn found(&self, cluster: &str, only: Option<Uuid>) -> Result<Found, StoreError> {
         let admin = self.database.cluster(cluster).await?;
         store::found(admin.pool(), only).await
@@ -166,5 +194,17 @@ impl Consistency {
                 || *purpose == Purpose::Template && is_held(schema::lock())
         });
         Ok(busy.map(|((id, _), _)| id).collect())
+    }
+}
+
+impl From<DifferenceKind> for FindingKind {
+    fn from(kind: DifferenceKind) -> Self {
+        match kind {
+            DifferenceKind::Forgotten => Self::TenantForgotten,
+            DifferenceKind::Missing => Self::ClaimMissing,
+            DifferenceKind::OtherClaim => Self::ClaimDifferent,
+            DifferenceKind::OtherState => Self::StateDifferent,
+            DifferenceKind::Removed => Self::TenantRemoved,
+        }
     }
 }

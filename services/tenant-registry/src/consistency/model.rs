@@ -60,6 +60,22 @@ pub enum FindingKind {
     MigrationLeft,
     /// A spare whose migration failed: it will never be a tenant's.
     SpareFailed,
+    /// A cluster was set up for an older registry.
+    ClusterOutdated,
+    /// The cluster gave a database to a tenant that the registry does not know.
+    TenantForgotten,
+    /// The cluster does not know to whom it gave the database of a tenant.
+    ClaimMissing,
+    /// The cluster gave the database of a tenant to another claim.
+    ClaimDifferent,
+    /// The cluster enforces a state that the registry never wanted.
+    StateDifferent,
+    /// The cluster removed the database of a tenant for good.
+    TenantRemoved,
+    /// A database does not carry its claim.
+    DatabaseUnmarked,
+    /// A spare that belongs to a tenant that was never made.
+    SpareSpoiled,
 }
 
 /// What a database is for.
@@ -67,6 +83,8 @@ pub enum FindingKind {
 pub(super) enum Purpose {
     Template,
     Spare,
+    /// A spare that is given to nobody.
+    Spoiled,
     Tenant,
 }
 
@@ -105,6 +123,8 @@ pub(super) struct KnownTenant {
     /// Whether PostgreSQL is known to enforce it.
     pub(super) is_settled: bool,
     pub(super) changed: DateTime<Utc>,
+    /// The claim that its database carries; `None`: not yet.
+    pub(super) claim_id: Option<Uuid>,
 }
 
 /// A login, as the registry knows it.
@@ -122,6 +142,8 @@ pub(super) struct FoundDatabase {
     pub(super) owner: String,
     pub(super) is_open: bool,
     pub(super) is_invalid: bool,
+    /// The claim that it carries.
+    pub(super) claim: Option<String>,
     /// Who may do what there, its owner left out.
     pub(super) rights: Vec<Right>,
 }

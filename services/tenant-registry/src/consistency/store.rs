@@ -27,6 +27,7 @@ struct KnownRow {
     state: Option<i16>,
     is_settled: Option<bool>,
     changed: Option<DateTime<Utc>>,
+    claim_id: Option<Uuid>,
     migrating_since: Option<DateTime<Utc>>,
     has_failed: bool,
 }
@@ -40,6 +41,7 @@ pub(super) async fn known(
         "SELECT d.database_id, d.cluster, d.name, d.purpose, d.step,
              coalesce(t.create_time, d.create_time) AS since,
              t.state, t.is_settled, t.update_time AS changed,
+             CASE WHEN t.is_claimed THEN t.claim_id END AS claim_id,
              v.migrating_since, v.has_failed
          FROM databases AS d
          LEFT JOIN tenants AS t ON t.tenant_id = d.database_id
@@ -93,6 +95,7 @@ impl KnownRow {
         let purpose = match self.purpose.as_str() {
             "template" => Purpose::Template,
             "spare" => Purpose::Spare,
+            "spoiled" => Purpose::Spoiled,
             _ => Purpose::Tenant,
         };
         let standing = |state| match State::try_from(i32::from(state)).unwrap_or_default() {
@@ -104,6 +107,7 @@ impl KnownRow {
             standing: standing(state),
             is_settled: self.is_settled.unwrap_or_default(),
             changed: self.changed.unwrap_or(self.since),
+            claim_id: self.claim_id,
         });
         Known {
             id: self.database_id,
@@ -172,6 +176,7 @@ struct DatabaseRow {
     owner: String,
     is_open: bool,
     is_invalid: bool,
+    claim: Option<String>,
     grantees: Vec<String>,
     privileges: Vec<String>,
 }
@@ -192,7 +197,8 @@ pub(super) async fn found(cluster: &PgPool, only: Option<Uuid>) -> Result<Found,
     // PostgreSQL marks a database whose removal was cut off by its limit, -2.
     let databases: Vec<DatabaseRow> = sqlx::query_as(
         "SELECT d.datname::text AS name, o.rolname::text AS owner, d.datallowconn AS is_open,
-             d.datconnlimit = -2 AS is_invalid, r.grantees, r.privileges
+             d.datconnlimit = -2 AS is_invalid,
+             shobj_description(d.oid, 'pg_database') AS claim, r.grantees, r.privileges
          FROM pg_database AS d
          JOIN pg_roles AS o ON o.oid = d.datdba
          CROSS JOIN LATERAL (
@@ -240,10 +246,10 @@ pub(super) async fn found(cluster: &PgPool, only: Option<Uuid>) -> Result<Found,
 
 impl From<DatabaseRow> for FoundDatabase {
     fn from(row: DatabaseRow) -> Self {
-        let DatabaseRow { name, owner, is_open, is_invalid, grantees, privileges } = row;
+        let DatabaseRow { name, owner, is_open, is_invalid, claim, grantees, privileges } = row;
         let rights = grantees.into_iter().zip(privileges);
         let rights = rights.map(|(grantee, privilege)| Right { grantee, privilege }).collect();
-        Self { name, owner, is_open, is_invalid, rights }
+        Self { name, owner, is_open, is_invalid, claim, rights }
     }
 }
 

@@ -134,6 +134,15 @@ impl Database {
         })
     }
 
+    /// The clusters where no database is given out: they and the registry
+    /// differ on tenants, or were not compared yet.
+    pub(crate) fn closed_clusters(&self) -> Vec<String> {
+        self.known(|clusters| {
+            let closed = clusters.iter().filter(|(_, cluster)| !cluster.is_reconciled());
+            closed.map(|(id, _)| id.clone()).collect()
+        })
+    }
+
     /// The password of the registry's login in a cluster.
     pub(crate) async fn password(
         &self,

@@ -18,8 +18,10 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use crate::claim::{ClaimError, Claims, cluster_refused, unreconciled};
 use crate::cluster::ClusterAdmin;
 use crate::database::Database;
+use store::Wanted;
 
 /// How many tenants one process settles at once. Each holds a connection to
 /// the registry's database.
@@ -45,6 +47,12 @@ pub(crate) enum FenceError {
     SessionsLeft,
     #[error("the cluster does not answer in time")]
     TooSlow,
+    #[error("the cluster and the registry differ on tenants")]
+    Unreconciled,
+    #[error("the tenant's database could not be claimed")]
+    Claim(#[from] ClaimError),
+    #[error("the cluster refused")]
+    Cluster(#[source] StoreError),
     #[error("a statement failed")]
     Store(#[from] StoreError),
 }
@@ -53,6 +61,9 @@ impl From<FenceError> for ApiError {
     fn from(error: FenceError) -> Self {
         match error {
             FenceError::SessionsLeft | FenceError::TooSlow => Self::unavailable(error),
+            FenceError::Unreconciled => unreconciled(),
+            FenceError::Claim(error) => error.into(),
+            FenceError::Cluster(error) => cluster_refused(error),
             FenceError::Store(error) => error.into(),
         }
     }
@@ -67,12 +78,13 @@ pub(crate) fn lock(tenant_id: Uuid) -> PgAdvisoryLock {
 #[derive(Clone, Debug)]
 pub(crate) struct Fences {
     database: Database,
+    claims: Claims,
     turns: Arc<Semaphore>,
 }
 
 impl Fences {
-    pub(crate) fn new(database: Database) -> Self {
-        Self { database, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+    pub(crate) fn new(database: Database, claims: Claims) -> Self {
+        Self { database, claims, turns: Arc::new(Semaphore::new(AT_ONCE)) }
     }
 
     /// Has the tenant's cluster enforce the tenant's state, and then tells
@@ -86,7 +98,11 @@ impl Fences {
         // The state may change meanwhile: then once more.
         while let Some(wanted) = store::unsettled(&mut connection, tenant_id).await? {
             let cluster = self.database.cluster(&wanted.cluster).await?;
-            let enforced = timeout(SETTLE_WITHIN, enforce(&cluster, tenant_id, wanted.is_fenced()));
+            if !wanted.is_fenced() && !cluster.is_reconciled() {
+                return Err(FenceError::Unreconciled);
+            }
+            self.claims.ensure(&mut connection, tenant_id).await?;
+            let enforced = timeout(SETTLE_WITHIN, enforce(&cluster, tenant_id, &wanted));
             enforced.await.map_err(|_| FenceError::TooSlow)??;
             store::settled(&mut connection, tenant_id, &wanted).await?;
         }
@@ -151,14 +167,15 @@ impl Fences {
 async fn enforce(
     cluster: &ClusterAdmin,
     tenant_id: Uuid,
-    is_fenced: bool,
+    wanted: &Wanted,
 ) -> Result<(), FenceError> {
     if cfg!(bug_fence_left_out) {
         return Ok(());
     }
     // Committed first: once they are shut, no session can begin to open.
-    cluster.set_fence(tenant_id, is_fenced).await?;
-    if !is_fenced {
+    let enforced = store::enforce(cluster.pool(), tenant_id, wanted);
+    enforced.await.map_err(FenceError::Cluster)?;
+    if !wanted.is_fenced() {
         return Ok(());
     }
     let until = Instant::now() + END_WITHIN;

@@ -10,10 +10,17 @@ use uuid::Uuid;
 pub(super) struct Wanted {
     pub(super) cluster: String,
     state: i16,
-    revision: i64,
+    pub(super) state_id: Uuid,
+    /// States that were wanted before, one of which may be enforced still.
+    pub(super) known_state_ids: Vec<Uuid>,
 }
 
 impl Wanted {
+    /// The state, by its number.
+    pub(super) fn state(&self) -> i16 {
+        self.state
+    }
+
     /// Whether the tenant's logins must be shut.
     pub(super) fn is_fenced(&self) -> bool {
         [State::Suspended as i16, State::Deleted as i16].contains(&self.state)
@@ -25,7 +32,7 @@ pub(super) async fn unsettled(
     tenant_id: Uuid,
 ) -> Result<Option<Wanted>, StoreError> {
     let row = sqlx::query_as(
-        "SELECT d.cluster, t.state, t.revision
+        "SELECT d.cluster, t.state, t.state_id, t.known_state_ids
          FROM tenants AS t
          JOIN databases AS d ON d.database_id = t.tenant_id
          WHERE t.tenant_id = $1 AND NOT t.is_settled",
@@ -59,16 +66,15 @@ pub(super) async fn settled(
              UPDATE tenant_events SET last = last + 1 RETURNING last
          ), settled AS (
              UPDATE tenants
-             SET is_settled = true, event = next.last
+             SET is_settled = true, known_state_ids = '{}', event = next.last
              FROM next
-             WHERE tenant_id = $1 AND state = $2 AND revision = $3 AND NOT is_settled
+             WHERE tenant_id = $1 AND state_id = $2 AND NOT is_settled
              RETURNING tenant_id
          )
          SELECT pg_notify('tenant_events', '') FROM settled",
     )
     .bind(tenant_id)
-    .bind(wanted.state)
-    .bind(wanted.revision)
+    .bind(wanted.state_id)
     .execute(connection)
     .await?;
     Ok(())
@@ -102,4 +108,20 @@ pub(super) async fn unsettle(
     .execute(pool)
     .await?;
     Ok(marked.rows_affected())
+}
+
+/// Has the cluster enforce a state, whatever it enforces of those before it.
+pub(super) async fn enforce(
+    cluster: &PgPool,
+    tenant_id: Uuid,
+    wanted: &Wanted,
+) -> Result<(), StoreError> {
+    sqlx::query("SELECT crm_cluster.enforce_state($1, $2, $3, $4)")
+        .bind(tenant_id)
+        .bind(&wanted.known_state_ids)
+        .bind(wanted.state_id)
+        .bind(wanted.state())
+        .execute(cluster)
+        .await?;
+    Ok(())
 }

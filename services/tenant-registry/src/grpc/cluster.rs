@@ -275,6 +275,14 @@ impl From<FindingKind> for Kind {
             FindingKind::StateLeft => Self::StateLeft,
             FindingKind::MigrationLeft => Self::MigrationLeft,
             FindingKind::SpareFailed => Self::SpareFailed,
+            FindingKind::ClusterOutdated => Self::ClusterOutdated,
+            FindingKind::TenantForgotten => Self::TenantForgotten,
+            FindingKind::ClaimMissing => Self::ClaimMissing,
+            FindingKind::ClaimDifferent => Self::ClaimDifferent,
+            FindingKind::StateDifferent => Self::StateDifferent,
+            FindingKind::TenantRemoved => Self::TenantRemoved,
+            FindingKind::DatabaseUnmarked => Self::DatabaseUnmarked,
+            FindingKind::SpareSpoiled => Self::SpareSpoiled,
         }
     }
 }

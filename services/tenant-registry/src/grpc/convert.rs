@@ -240,6 +240,7 @@ pub(super) fn lease(
         expire_time: Some(timestamp(now + LEASE)),
         tenant_generation: row.tenant_generation.unsigned_abs(),
         access_version: row.access_version.unsigned_abs(),
+        claim_id: row.claim_id.to_string(),
         oldest_service_version: row.oldest_service_version.unsigned_abs(),
     }
 }

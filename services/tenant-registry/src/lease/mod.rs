@@ -13,6 +13,7 @@ use uuid::Uuid;
 pub(crate) use store::LeaseRow;
 use store::{FIRST_GENERATION, LoginRow, Standing};
 
+use crate::claim::{ClaimError, Claims, cluster_refused, unreconciled};
 use crate::database::{Database, owned};
 use crate::seal::{MasterKey, SealError, new_secret, scram_verifier};
 
@@ -29,6 +30,12 @@ pub(crate) enum LeaseError {
     Suspended,
     #[error("the tenant is deleted")]
     Deleted,
+    #[error("the cluster and the registry differ on tenants")]
+    Unreconciled,
+    #[error("the tenant's database could not be claimed")]
+    Claim(#[from] ClaimError),
+    #[error("the cluster refused")]
+    Cluster(#[source] StoreError),
     #[error("a secret could not be sealed or opened")]
     Seal(#[from] SealError),
     #[error("a statement failed")]
@@ -49,6 +56,9 @@ impl From<LeaseError> for ApiError {
                 Self::new(ErrorReason::TenantSuspended, "the tenant is suspended")
             }
             LeaseError::Deleted => Self::new(ErrorReason::TenantDeleted, "the tenant is deleted"),
+            LeaseError::Unreconciled => unreconciled(),
+            LeaseError::Claim(error) => error.into(),
+            LeaseError::Cluster(error) => cluster_refused(error),
             LeaseError::Seal(_) => Self::internal(error),
             LeaseError::Store(error) => error.into(),
             LeaseError::Task(error) => error.into(),
@@ -68,13 +78,19 @@ pub(crate) struct Login {
 #[derive(Clone, Debug)]
 pub(crate) struct Logins {
     database: Database,
+    claims: Claims,
     master_key: MasterKey,
     clock: Clock,
 }
 
 impl Logins {
-    pub(crate) fn new(database: Database, master_key: MasterKey, clock: Clock) -> Self {
-        Self { database, master_key, clock }
+    pub(crate) fn new(
+        database: Database,
+        claims: Claims,
+        master_key: MasterKey,
+        clock: Clock,
+    ) -> Self {
+        Self { database, claims, master_key, clock }
     }
 
     /// A lease for a service on the database of an active tenant.
@@ -91,6 +107,11 @@ impl Logins {
                 return Err(LeaseError::UnknownService);
             }
             admit(&row.standing)?;
+            if !row.is_claimed {
+                let mut registry =
+                    this.database.registry.acquire().await.map_err(StoreError::from)?;
+                this.claims.ensure(&mut registry, tenant_id).await?;
+            }
             let login = this.ensure(tenant_id, &service).await?;
             Ok((row, login))
         })
@@ -122,6 +143,9 @@ impl Logins {
         // Before the transaction, since it may need a connection of its own.
         let cluster = store::cluster(connection, tenant_id).await?.ok_or(LeaseError::NotFound)?;
         let cluster = self.database.cluster(&cluster).await?;
+        if !cluster.is_reconciled() {
+            return Err(LeaseError::Unreconciled);
+        }
         let mut tx = connection.begin().await.map_err(StoreError::from)?;
         match store::hold(&mut tx, tenant_id).await? {
             Some(standing) if standing.state() != State::Provisioning => admit(&standing)?,
@@ -139,7 +163,8 @@ impl Logins {
         let row = row.ok_or(LeaseError::NotFound)?;
         let purpose = purpose(tenant_id, service, row.generation);
         let verifier = scram_verifier(&self.master_key.open_text(&purpose, &row.secret)?)?;
-        cluster.ensure_login(tenant_id, service, row.generation, &verifier).await?;
+        let ensured = cluster.ensure_login(tenant_id, service, row.generation, &verifier);
+        ensured.await.map_err(LeaseError::Cluster)?;
         store::login_is_ready(&mut tx, tenant_id, service, row.generation).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(row)

@@ -20,6 +20,9 @@ pub(crate) struct LeaseRow {
     pub(super) standing: Standing,
     pub(crate) tenant_generation: i32,
     pub(crate) access_version: i64,
+    pub(crate) claim_id: Uuid,
+    /// Whether its cluster is known to have the claim.
+    pub(super) is_claimed: bool,
     pub(super) service_is_known: bool,
     pub(crate) schema_version: i32,
     pub(crate) oldest_service_version: i32,
@@ -57,7 +60,7 @@ pub(super) async fn lease(
 ) -> Result<Option<LeaseRow>, StoreError> {
     let row = sqlx::query_as(
         "SELECT c.host, c.port, c.tls_mode, d.name AS database, t.state, t.is_settled,
-             t.generation AS tenant_generation, t.access_version,
+             t.generation AS tenant_generation, t.access_version, t.claim_id, t.is_claimed,
              EXISTS (SELECT FROM services WHERE service = $2) AS service_is_known,
              coalesce(v.version, 0) AS schema_version,
              coalesce((

@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 pub(crate) use store::Step;
 
+use crate::claim::{ClaimError, Claims, unreconciled};
 use crate::database::Database;
 use crate::lease::{LeaseError, Logins};
 
@@ -50,6 +51,10 @@ pub(crate) enum ProvisionError {
     NoTemplate,
     #[error("no cluster takes another tenant")]
     NoRoom,
+    #[error("the clusters with room and the registry differ on tenants")]
+    Unreconciled,
+    #[error("the tenant's database could not be claimed")]
+    Claim(#[from] ClaimError),
     #[error("the tenant is not planned")]
     NotPlanned,
     #[error("the cluster does not answer in time")]
@@ -72,6 +77,8 @@ impl From<ProvisionError> for ApiError {
                 ErrorReason::ClustersFull,
                 "no cluster takes another tenant; an operator has to add one",
             ),
+            ProvisionError::Unreconciled => unreconciled(),
+            ProvisionError::Claim(error) => error.into(),
             ProvisionError::NotPlanned => Self::internal(error),
             ProvisionError::TooSlow => Self::unavailable(error),
             ProvisionError::Login(error) => (*error).into(),
@@ -86,9 +93,10 @@ pub(crate) fn lock(tenant_id: Uuid) -> PgAdvisoryLock {
 }
 
 /// Where a new tenant is to live.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Placed {
     pub(crate) tenant_id: Uuid,
+    pub(crate) cluster: String,
     /// Whether the database was a spare, and can be used at once.
     pub(crate) is_ready: bool,
 }
@@ -98,6 +106,7 @@ pub(crate) struct Placed {
 pub(crate) struct Provisioner {
     database: Database,
     logins: Logins,
+    claims: Claims,
     turns: Arc<Semaphore>,
     /// Is told when spares may be missing.
     refill_soon: Arc<Notify>,
@@ -105,9 +114,9 @@ pub(crate) struct Provisioner {
 }
 
 impl Provisioner {
-    pub(crate) fn new(database: Database, logins: Logins, clock: Clock) -> Self {
+    pub(crate) fn new(database: Database, logins: Logins, claims: Claims, clock: Clock) -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { database, logins, turns, refill_soon: Arc::default(), clock }
+        Self { database, logins, claims, turns, refill_soon: Arc::default(), clock }
     }
 
     /// Finds a new tenant its cluster and its database: a spare, or one that
@@ -115,16 +124,20 @@ impl Provisioner {
     /// tenant's id is the database's.
     pub(crate) async fn place(&self, tx: &mut PgConnection) -> Result<Placed, ProvisionError> {
         let silent = self.database.silent_clusters();
-        let Some(cluster) = store::place(tx, &silent).await? else {
-            let has_room = store::has_room(tx).await?;
-            return Err(if has_room { ProvisionError::NoTemplate } else { ProvisionError::NoRoom });
+        let closed = self.database.closed_clusters();
+        let Some(cluster) = store::place(tx, &silent, &closed).await? else {
+            return Err(match store::has_room(tx, &closed).await? {
+                Some(true) => ProvisionError::NoTemplate,
+                Some(false) => ProvisionError::Unreconciled,
+                None => ProvisionError::NoRoom,
+            });
         };
         if let Some(tenant_id) = store::claim_spare(tx, &cluster).await? {
-            return Ok(Placed { tenant_id, is_ready: true });
+            return Ok(Placed { tenant_id, cluster, is_ready: true });
         }
         let tenant_id = self.clock.new_id();
         store::plan_tenant(tx, tenant_id, &cluster, self.clock.now()).await?;
-        Ok(Placed { tenant_id, is_ready: false })
+        Ok(Placed { tenant_id, cluster, is_ready: false })
     }
 
     /// Counts a tenant whose transaction was committed, and has its spare
@@ -162,7 +175,10 @@ impl Provisioner {
                 Step::Created => cluster.clone_closed(&planned.name, &planned.template).await?,
                 Step::Locked => cluster.lock(&planned.name).await?,
                 Step::Granted => self.ensure_logins(tenant_id).await?,
-                Step::Ready => cluster.allow_connections(&planned.name, true).await?,
+                Step::Ready => {
+                    self.claims.ensure(&mut connection, tenant_id).await?;
+                    cluster.allow_connections(&planned.name, true).await?;
+                }
             }
             store::done(&mut connection, tenant_id, next, self.clock.now()).await?;
             step = next;

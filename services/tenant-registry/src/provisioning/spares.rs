@@ -47,7 +47,9 @@ impl Provisioner {
     async fn refill_once(&self) -> Result<bool, ProvisionError> {
         let registry = &self.database.registry;
         let before = self.clock.now() - RESUME_AFTER;
-        let silent = self.database.silent_clusters();
+        let mut silent = self.database.silent_clusters();
+        // Nor is one made where no database may be given out.
+        silent.extend(self.database.closed_clusters());
         let unfinished = store::unfinished_spares(registry, before, &silent).await?;
         join_all(unfinished.into_iter().map(|spare_id| async move {
             match self.finish(spare_id).await {

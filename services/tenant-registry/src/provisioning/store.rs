@@ -139,10 +139,12 @@ pub(super) async fn unfinished(
 }
 
 /// The cluster for a new tenant: of those that take tenants and have room, the
-/// one with the fewest; a silent one only if there is no other.
+/// one with the fewest; a silent one only if there is no other, and one that is
+/// closed never.
 pub(super) async fn place(
     tx: &mut PgConnection,
     silent: &[String],
+    closed: &[String],
 ) -> Result<Option<String>, StoreError> {
     let cluster = sqlx::query_scalar(
         "SELECT c.cluster
@@ -153,24 +155,29 @@ pub(super) async fn place(
              WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
          ) AS held
          WHERE c.state = $1 AND held.tenants < c.tenant_capacity AND is_current(c.template_id)
+             AND c.cluster <> ALL($3)
          ORDER BY c.cluster = ANY($2), held.tenants, c.create_time
          LIMIT 1",
     );
-    Ok(cluster.bind(ClusterState::Active as i16).bind(silent).fetch_optional(tx).await?)
+    let cluster = cluster.bind(ClusterState::Active as i16).bind(silent).bind(closed);
+    Ok(cluster.fetch_optional(tx).await?)
 }
 
-/// Whether a cluster has room, be its template current or not.
-pub(super) async fn has_room(tx: &mut PgConnection) -> Result<bool, StoreError> {
+/// Whether one of the clusters with room, be their templates current or not, is
+/// not closed. `None`: none has room.
+pub(super) async fn has_room(
+    tx: &mut PgConnection,
+    closed: &[String],
+) -> Result<Option<bool>, StoreError> {
     let has_room = sqlx::query_scalar(
-        "SELECT EXISTS (
-             SELECT FROM clusters AS c
-             WHERE c.state = $1 AND c.tenant_capacity > (
-                 SELECT count(*) FROM databases AS d
-                 WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
-             )
+        "SELECT bool_or(c.cluster <> ALL($2))
+         FROM clusters AS c
+         WHERE c.state = $1 AND c.tenant_capacity > (
+             SELECT count(*) FROM databases AS d
+             WHERE d.cluster = c.cluster AND d.purpose = 'tenant'
          )",
     );
-    Ok(has_room.bind(ClusterState::Active as i16).fetch_one(tx).await?)
+    Ok(has_room.bind(ClusterState::Active as i16).bind(closed).fetch_one(tx).await?)
 }
 
 /// Makes a spare of the cluster a tenant's, if there is one that nobody else

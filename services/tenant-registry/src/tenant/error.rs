@@ -4,6 +4,7 @@ use crm_error::{ApiError, ErrorReason, Violations};
 use crm_tenancy::{SessionError, StoreError};
 use uuid::Uuid;
 
+use crate::claim::ClaimError;
 use crate::fence::FenceError;
 use crate::provisioning::ProvisionError;
 use crate::requests::RequestError;
@@ -31,6 +32,8 @@ pub(crate) enum TenantError {
     Changed(Uuid),
     #[error("what the tenant would become is wrong")]
     Invalid(Violations),
+    #[error("the tenant's database could not be claimed")]
+    Claim(#[from] ClaimError),
     #[error("the tenant's state could not be enforced")]
     Fence(#[from] FenceError),
     #[error("the request could not be answered as one that may be repeated")]
@@ -74,6 +77,7 @@ impl From<TenantError> for ApiError {
                 "the tenant changed meanwhile; read it again",
             ),
             TenantError::Invalid(violations) => Self::invalid(violations),
+            TenantError::Claim(error) => error.into(),
             TenantError::Fence(error) => error.into(),
             TenantError::Request(error) => error.into(),
             TenantError::Provision(error) => error.into(),

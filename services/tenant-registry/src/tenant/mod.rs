@@ -12,17 +12,21 @@ use crm_service::page::{Cursor, Page, Position};
 use crm_service::repeat::RequestKey;
 use crm_tenancy::StoreError;
 use prost::Message as _;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 pub(crate) use error::TenantError;
+pub(crate) use model::GRACE;
 pub(crate) use model::{
     Change, Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch,
 };
 
+use crate::claim::{Claims, NewClaim};
 use crate::database::{Database, owned};
-use crate::fence::Fences;
+use crate::fence::{FenceError, Fences};
 use crate::provisioning::{Placed, Provisioner};
 use crate::requests::{self, Known, Request};
+use store::Ids;
 
 /// How many names are tried for a slug that was not given.
 const SLUG_ATTEMPTS: u32 = 9;
@@ -39,6 +43,7 @@ struct Planned {
 pub(crate) struct Tenants {
     database: Database,
     provisioner: Provisioner,
+    claims: Claims,
     fences: Fences,
     clock: Clock,
 }
@@ -47,10 +52,11 @@ impl Tenants {
     pub(crate) fn new(
         database: Database,
         provisioner: Provisioner,
+        claims: Claims,
         fences: Fences,
         clock: Clock,
     ) -> Self {
-        Self { database, provisioner, fences, clock }
+        Self { database, provisioner, claims, fences, clock }
     }
 
     /// Creates a tenant with a database of its own, and answers when it is
@@ -72,8 +78,13 @@ impl Tenants {
         key: &RequestKey,
     ) -> Result<pb::Tenant, TenantError> {
         let request = Request { caller, method: "CreateTenant", key };
-        let planned = self.plan(new, &request).await?;
+        let planned = loop {
+            if let Some(planned) = self.plan(&new, &request).await? {
+                break planned;
+            }
+        };
         if let Some(response) = planned.response {
+            self.claims.confirm(planned.tenant_id).await?;
             return Ok(requests::decode(&response)?);
         }
         self.provisioner.finish(planned.tenant_id).await?;
@@ -90,33 +101,63 @@ impl Tenants {
     }
 
     /// Reserves slug, database and request_id in one transaction. With a spare
-    /// the tenant is active when it commits.
-    async fn plan(&self, new: NewTenant, request: &Request<'_>) -> Result<Planned, TenantError> {
+    /// the tenant is active when it commits. `None`: the spare turned out to be
+    /// another tenant's.
+    async fn plan(
+        &self,
+        new: &NewTenant,
+        request: &Request<'_>,
+    ) -> Result<Option<Planned>, TenantError> {
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
         let now = self.clock.now();
         if let Some(Known { subject: tenant_id, response }) = request.claim(&mut tx, now).await? {
-            return Ok(Planned { tenant_id, response });
+            return Ok(Some(Planned { tenant_id, response }));
         }
-        let Placed { tenant_id, is_ready } = self.provisioner.place(&mut tx).await?;
+        let placed = self.provisioner.place(&mut tx).await?;
+        let tenant_id = placed.tenant_id;
         request.keep(&mut tx, &tenant_id, None, now).await?;
+        let ids = Ids { claim_id: self.clock.new_id(), state_id: self.clock.new_id() };
+        let slug = self.take_slug(&mut tx, new, &placed, ids).await?;
+        let mut response = None;
+        if placed.is_ready {
+            let tenant = store::get(&mut tx, &TenantKey::Id(tenant_id)).await?;
+            let tenant = pb::Tenant::from(tenant.ok_or(TenantError::NotFound)?);
+            let encoded = tenant.encode_to_vec();
+            request.keep_response::<Uuid>(&mut tx, &encoded).await?;
+            response = Some(encoded);
+            // Last, so that nothing but the commit can fail after it.
+            let Ids { claim_id, state_id } = ids;
+            let claim = NewClaim { tenant_id, claim_id, state_id, slug: &slug };
+            if !self.claims.claim(&placed.cluster, claim).await? {
+                tx.rollback().await.map_err(StoreError::from)?;
+                self.claims.spoil(tenant_id).await?;
+                return Ok(None);
+            }
+        }
+        tx.commit().await.map_err(StoreError::from)?;
+        self.provisioner.placed(placed.is_ready);
+        Ok(Some(Planned { tenant_id, response }))
+    }
+
+    /// Writes the tenant down under its slug, or the first that is free of
+    /// those that its display name gives.
+    async fn take_slug(
+        &self,
+        tx: &mut PgConnection,
+        new: &NewTenant,
+        placed: &Placed,
+        ids: Ids,
+    ) -> Result<String, TenantError> {
+        let Placed { tenant_id, is_ready, .. } = *placed;
         let state = if is_ready { State::Active } else { State::Provisioning };
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
             None => model::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
         };
+        let now = self.clock.now();
         for slug in slugs {
-            if store::insert_tenant(&mut tx, tenant_id, &slug, &new, state, now).await? {
-                let mut response = None;
-                if is_ready {
-                    let tenant = store::get(&mut tx, &TenantKey::Id(tenant_id)).await?;
-                    let tenant = pb::Tenant::from(tenant.ok_or(TenantError::NotFound)?);
-                    let encoded = tenant.encode_to_vec();
-                    request.keep_response::<Uuid>(&mut tx, &encoded).await?;
-                    response = Some(encoded);
-                }
-                tx.commit().await.map_err(StoreError::from)?;
-                self.provisioner.placed(is_ready);
-                return Ok(Planned { tenant_id, response });
+            if store::insert_tenant(tx, tenant_id, &slug, new, ids, state, now).await? {
+                return Ok(slug);
             }
         }
         Err(TenantError::SlugTaken)
@@ -206,8 +247,11 @@ impl Tenants {
         }
         let (tenant_id, mut tenant) =
             changed(store::lock(&mut tx, &target.key).await?, target, change, now)?;
-        tenant.revision =
-            store::update(&mut tx, tenant_id, &tenant, change.moves_the_fence()).await?;
+        if change.opens() && !self.database.cluster(&tenant.cluster).await?.is_reconciled() {
+            return Err(FenceError::Unreconciled.into());
+        }
+        let new_state_id = change.moves_the_fence().then(|| self.clock.new_id());
+        tenant.revision = store::update(&mut tx, tenant_id, &tenant, new_state_id).await?;
         let response = pb::Tenant::from(tenant).encode_to_vec();
         request.keep(&mut tx, &tenant_id, Some(&response), now).await?;
         tx.commit().await.map_err(StoreError::from)?;
@@ -229,6 +273,12 @@ impl Tenants {
         })
         .await
     }
+}
+
+/// The id of a tenant, if there is one.
+pub(crate) async fn id(database: &Database, key: &TenantKey) -> Result<Option<Uuid>, StoreError> {
+    let mut connection = database.registry.acquire().await?;
+    Ok(store::get(&mut connection, key).await?.and_then(|tenant| tenant.id))
 }
 
 /// Applies a change to what was read.

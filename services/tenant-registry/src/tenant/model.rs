@@ -14,7 +14,7 @@ use super::error::TenantError;
 const MAX_SLUG: usize = 63;
 const MIN_SLUG: usize = 3;
 /// How long a deleted tenant can be restored.
-const GRACE: TimeDelta = TimeDelta::days(30);
+pub(crate) const GRACE: TimeDelta = TimeDelta::days(30);
 /// Room for the suffix that makes a derived slug unique, and for the prefix of
 /// one that would not begin with a letter.
 const MAX_DERIVED: usize = MAX_SLUG - 15;
@@ -100,6 +100,16 @@ pub(crate) struct TenantFilter {
 pub(crate) enum TenantKey {
     Id(Uuid),
     Slug(String),
+}
+
+impl TenantKey {
+    /// What follows `tenants/` in a name.
+    pub(crate) fn parse(text: &str) -> Self {
+        match Uuid::try_parse(text) {
+            Ok(id) => Self::Id(id),
+            Err(_) => Self::Slug(text.to_owned()),
+        }
+    }
 }
 
 impl NewTenant {
@@ -222,6 +232,14 @@ impl Change {
         match self {
             Self::Update(_) => false,
             Self::Delete | Self::Undelete | Self::Suspend | Self::Resume => true,
+        }
+    }
+
+    /// Whether it lets the tenant be reached again.
+    pub(crate) fn opens(&self) -> bool {
+        match self {
+            Self::Undelete | Self::Resume => true,
+            Self::Update(_) | Self::Delete | Self::Suspend => false,
         }
     }
 }

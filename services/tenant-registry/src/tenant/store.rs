@@ -37,19 +37,28 @@ const SELECT: &str = "SELECT t.tenant_id, t.slug, t.display_name, t.kind, t.stat
      FROM tenants AS t
      JOIN databases AS d ON d.database_id = t.tenant_id";
 
+/// What the cluster knows a tenant by, beside its own id.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids {
+    pub(super) claim_id: Uuid,
+    pub(super) state_id: Uuid,
+}
+
 /// Whether the slug was free, and is now this tenant's.
 pub(super) async fn insert_tenant(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     slug: &str,
     new: &NewTenant,
+    ids: Ids,
     state: State,
     now: DateTime<Utc>,
 ) -> Result<bool, StoreError> {
     let inserted = sqlx::query(
         "INSERT INTO tenants
-             (tenant_id, slug, display_name, kind, state, labels, create_time, update_time)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
+             (tenant_id, slug, display_name, kind, state, labels, create_time, update_time,
+              claim_id, state_id, is_claimed)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $5 = $10)
          ON CONFLICT ON CONSTRAINT tenants_slug_key DO NOTHING",
     )
     .bind(tenant_id)
@@ -59,6 +68,10 @@ pub(super) async fn insert_tenant(
     .bind(state as i16)
     .bind(Json(&new.labels))
     .bind(now)
+    .bind(ids.claim_id)
+    .bind(ids.state_id)
+    // The claim commits before this does.
+    .bind(State::Active as i16)
     .execute(connection)
     .await?;
     Ok(inserted.rows_affected() == 1)
@@ -95,18 +108,23 @@ async fn find(
 }
 
 /// Saves what a tenant has become, and answers its new revision. Where the
-/// fence has to move, the tenant is unsettled until it has.
+/// fence has to move, the tenant is unsettled until it has, and its state has a
+/// new id.
 pub(super) async fn update(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     tenant: &Tenant,
-    moves_the_fence: bool,
+    new_state_id: Option<Uuid>,
 ) -> Result<i64, StoreError> {
     let revision = sqlx::query_scalar(
         "UPDATE tenants
          SET display_name = $2, kind = $3, state = $4, labels = $5, update_time = $6,
              delete_time = $7, purge_time = $8, restore_state = $9,
-             is_settled = is_settled AND NOT $10, revision = revision + 1
+             is_settled = is_settled AND $10::uuid IS NULL,
+             known_state_ids = CASE
+                 WHEN $10::uuid IS NULL THEN known_state_ids ELSE known_state_ids || state_id
+             END,
+             state_id = coalesce($10::uuid, state_id), revision = revision + 1
          WHERE tenant_id = $1
          RETURNING revision",
     )
@@ -119,7 +137,7 @@ pub(super) async fn update(
     .bind(tenant.delete_time)
     .bind(tenant.purge_time)
     .bind(tenant.restore_state.map(|state| state as i16))
-    .bind(moves_the_fence)
+    .bind(new_state_id)
     .fetch_one(connection)
     .await?;
     Ok(revision)

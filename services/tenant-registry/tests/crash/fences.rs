@@ -14,7 +14,7 @@ use crate::installation::{Installation, LOOK_EVERY, PATIENCE, id, patiently};
 use crate::points::{Harm, Point, harm, points, rounds};
 
 /// What is written down for good.
-const STEPS: [&str; 3] = ["COMMIT", "fence_tenant", "WITH next"];
+const STEPS: [&str; 3] = ["COMMIT", "enforce_state", "WITH next"];
 
 /// What is done to a tenant, and what it becomes; in this order it ends as it
 /// began.

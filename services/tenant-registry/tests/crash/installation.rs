@@ -2,6 +2,7 @@
 //! the data services beside it.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crm_auth::TenantClaims;
@@ -110,6 +111,31 @@ impl Installation {
             start_process(&self.folder, port, self.public, self.internal, self.spares).await;
     }
 
+    /// Runs one of the program's commands, and answers what it prints.
+    pub(crate) fn run(&self, words: &[&str]) -> String {
+        let port = self.cluster.port();
+        let mut command = command(&self.folder, port, self.public, self.internal, self.spares);
+        let output = command.args(words).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{words:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// A client with the token of an operator.
+    pub(crate) fn operator(&self) -> Client {
+        self.operator.clone()
+    }
+
+    /// A client with the token of an administrator of a tenant, and where
+    /// contacts is.
+    pub(crate) fn admin(&self, tenant: &Tenant) -> (Client, SocketAddr) {
+        let id = id(tenant);
+        let claims = TenantClaims { tid: id, generation: 1, ver: 1 };
+        let roles = vec!["roles/admin".to_owned()];
+        let issued = self.identity.issue(format!("serviceAccounts/{id}"), roles, Some(claims));
+        (Client::new(issued.unwrap().token), self.data.contacts)
+    }
+
     /// A superuser's connection to the registry's database.
     pub(crate) async fn registry(&self) -> PgConnection {
         self.cluster.superuser("crm_registry").await
@@ -167,11 +193,7 @@ impl Installation {
 
     /// Creates a contact, and reads it.
     pub(crate) async fn works(&self, tenant: &Tenant) {
-        let id = id(tenant);
-        let claims = TenantClaims { tid: id, generation: 1, ver: 1 };
-        let roles = vec!["roles/admin".to_owned()];
-        let issued = self.identity.issue(format!("serviceAccounts/{id}"), roles, Some(claims));
-        let admin = Client::new(issued.unwrap().token);
+        let (admin, contacts) = self.admin(tenant);
         let contact = Contact {
             display_name: "Ada".to_owned(),
             phone: "12345".to_owned(),
@@ -182,7 +204,7 @@ impl Installation {
             request_id: self.clock.new_id().to_string(),
             ..CreateContactRequest::default()
         };
-        let mut contacts = ContactServiceClient::new(admin.channel(self.data.contacts));
+        let mut contacts = ContactServiceClient::new(admin.channel(contacts));
         let created = patiently(async || {
             let outcome = contacts.clone().create_contact(admin.request(request.clone())).await;
             Ok(outcome?.into_inner())
@@ -250,8 +272,23 @@ async fn start_process(
     internal: SocketAddr,
     spares: u32,
 ) -> Process {
+    let command = command(folder, postgres, public, internal, spares);
+    let mut process = Process::start(command, folder);
+    assert_eq!(process.address("tenant-registry").await, public);
+    process.wait_until(public, ServingStatus::Serving).await;
+    process
+}
+
+/// The program with its settings.
+fn command(
+    folder: &Folder,
+    postgres: u16,
+    public: SocketAddr,
+    internal: SocketAddr,
+    spares: u32,
+) -> Command {
     let file = |name: &str| folder.path(name).display().to_string();
-    let command = program(
+    program(
         BIN,
         &[
             ("CRM_REGISTRY_LISTEN", &public.to_string()),
@@ -265,9 +302,5 @@ async fn start_process(
             ("CRM_MESSAGING_SECRET_FILE", &file("messaging")),
             ("CRM_SPARES", &spares.to_string()),
         ],
-    );
-    let mut process = Process::start(command, folder);
-    assert_eq!(process.address("tenant-registry").await, public);
-    process.wait_until(public, ServingStatus::Serving).await;
-    process
+    )
 }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crm_tenant_registry::consistency::FindingKind;
 use crm_testing::Side;
 use sqlx::Connection as _;
 use tonic::Code;
@@ -94,8 +95,12 @@ async fn a_spare_is_made_whatever_statement_of_its_making_is_cut_off() {
     installation.all_is_consistent().await;
     println!("spares: {} statements, {cuts} cuts, {kills} kills", texts.len());
 
-    claims(&mut installation, ready).await;
-    installation.all_is_consistent().await;
+    let spoiled = claims(&mut installation, ready).await;
+    let findings = installation.consistency.report().await.unwrap();
+    let told = findings.iter().map(|finding| (finding.kind, finding.subject.clone()));
+    let spoiled = spoiled.iter().map(|id| format!("tenant_{}", id.as_simple()));
+    let expected: HashSet<_> = spoiled.map(|name| (FindingKind::SpareSpoiled, name)).collect();
+    assert_eq!(told.collect::<HashSet<_>>(), expected);
     installation.stop().await;
 }
 
@@ -151,8 +156,9 @@ async fn stepped(installation: &Installation) -> String {
     }
 }
 
-/// Creates tenants from spares, each cut off at another statement.
-async fn claims(installation: &mut Installation, mut ready: HashSet<Uuid>) {
+/// Creates tenants from spares, each cut off at another statement. Answers the
+/// spares that were claimed for tenants which there are not.
+async fn claims(installation: &mut Installation, mut ready: HashSet<Uuid>) -> Vec<Uuid> {
     let rounds = rounds(&installation.link).await;
     installation.create(&installation.request()).await.unwrap();
     let request = installation.request();
@@ -183,7 +189,7 @@ async fn claims(installation: &mut Installation, mut ready: HashSet<Uuid>) {
         installation.restart().await;
         calls += same_tenant(installation, &request, None).await;
         let (planned, _) = installation.planned(&request).await.unwrap();
-        assert!(ready.remove(&planned), "it is no spare's");
+        assert!(ready.contains(&planned), "it is no spare's");
         kills += 1;
     }
     println!(
@@ -191,6 +197,13 @@ async fn claims(installation: &mut Installation, mut ready: HashSet<Uuid>) {
         points.len()
     );
     let left = spares(installation).await.0;
-    // One each: what was cut off before its end took none.
-    assert_eq!(ready.len() + kills - left.len(), cuts + kills + 2, "spares were lost");
+    let spoiled = "SELECT database_id FROM databases WHERE purpose = 'spoiled'";
+    let spoiled: Vec<Uuid> =
+        sqlx::query_scalar(spoiled).fetch_all(&mut installation.registry().await).await.unwrap();
+    // After the claim, before the commit, and killed there.
+    assert_eq!(spoiled.len(), 3, "{spoiled:?}");
+    ready.retain(|spare| !spoiled.contains(spare));
+    // One each: what was cut off before its claim took none.
+    assert_eq!(ready.len() - left.len(), cuts + kills + 2, "spares were lost");
+    spoiled
 }
