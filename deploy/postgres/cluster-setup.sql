@@ -137,6 +137,46 @@ BEGIN
 END
 $$;
 
+-- Has a database that no tenant was told of be given to nobody any more. Answers
+-- whether it is so: false where it is a tenant's.
+CREATE OR REPLACE FUNCTION crm_cluster.discard_database(database uuid) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO crm_cluster.claims (database_id, claim_id, slug, state, state_id)
+    VALUES (database, gen_random_uuid(), '', 5, gen_random_uuid())
+    ON CONFLICT (database_id) DO UPDATE SET state = 5 WHERE NOT claims.is_confirmed;
+    RETURN FOUND;
+END
+$$;
+
+-- Removes the logins of a database that was removed, and notes when. Its claim
+-- stays, so that nothing revives it. Answers how many logins there were.
+-- CR011: it was not to be removed, or is there still.
+CREATE OR REPLACE FUNCTION crm_cluster.bury_database(database uuid) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hex text := replace(database::text, '-', '');
+    login name;
+    removed integer := 0;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('crm database ' || hex, 0));
+    UPDATE crm_cluster.claims AS c SET purge_time = coalesce(c.purge_time, clock_timestamp())
+    WHERE c.database_id = database AND c.state = 5;
+    IF NOT FOUND OR EXISTS (SELECT FROM pg_database WHERE datname = 'tenant_' || hex) THEN
+        RAISE EXCEPTION 'not a removed database' USING ERRCODE = 'CR011';
+    END IF;
+    FOR login IN
+        SELECT rolname FROM pg_roles WHERE rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$', hex)
+    LOOP
+        EXECUTE format('DROP ROLE %I', login);
+        removed := removed + 1;
+    END LOOP;
+    RETURN removed;
+END
+$$;
+
 -- A bare comment overwrites silently: only the row says who was first.
 CREATE OR REPLACE FUNCTION crm_cluster.mark_database(tenant uuid, claim uuid) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
@@ -262,6 +302,8 @@ GRANT EXECUTE ON FUNCTION crm_cluster.ensure_login(uuid, text, integer, text) TO
 GRANT EXECUTE ON FUNCTION crm_cluster.claim_database(uuid, uuid, text, uuid, smallint) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.confirm_claim(uuid, uuid) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.reclaim_database(uuid, uuid, uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.discard_database(uuid) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.bury_database(uuid) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.enforce_state(uuid, uuid[], uuid, smallint) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.end_sessions(uuid) TO crm_registry;
 

@@ -10,7 +10,7 @@ use crm_clock::Clock;
 use crm_service::{DataConfig, Edge, Health, Readiness, Stack, StackBuilder, admin, bind, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
-use crm_tenant_registry::{Account, ClusterAddress, scram_verifier};
+use crm_tenant_registry::{Account, ClusterAddress, PurgeSettings, scram_verifier};
 use futures_util::future::join_all;
 use http::HeaderValue;
 use sqlx::postgres::PgConnectOptions;
@@ -80,6 +80,8 @@ pub struct Config {
     pub session_budget: usize,
     /// How many spare databases the cluster keeps when it is new.
     pub spares: u32,
+    /// How deleted tenants are removed for good.
+    pub purge: PurgeSettings,
 }
 
 impl std::fmt::Debug for Config {
@@ -129,6 +131,7 @@ pub fn registry_config(superuser: &PgConnectOptions, secrets: &Secrets) -> regis
         ],
         session_cap: SESSION_CAP,
         spares: SPARES,
+        purge: PurgeSettings::default(),
     }
 }
 
@@ -148,7 +151,7 @@ impl Suite {
         // The cluster, and the registry in it.
         let session_budget = set_up_cluster(&config).await?;
         let registry = registry_config(&config.superuser, &config.secrets);
-        let registry = registry::Config { spares: config.spares, ..registry };
+        let registry = registry::Config { spares: config.spares, purge: config.purge, ..registry };
         let registry = registry::App::start(registry, clock.clone()).await?;
         let stop_back = CancellationToken::new();
         let mut back = JoinSet::new();

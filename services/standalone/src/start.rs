@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::time::Instant;
 
 use crm_clock::Clock;
+use crm_tenant_registry::PurgeSettings;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
 use tokio_util::sync::CancellationToken;
@@ -63,6 +64,7 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
         edge_origins: options.edge_origins.clone(),
         session_budget: options.session_budget.into(),
         spares: SPARES,
+        purge: PurgeSettings::default(),
     };
     let outcome = tokio::select! {
         served = serve(config, listeners, &options, started, shutdown.clone()) => served,

@@ -28,6 +28,7 @@ use crate::identity::Identity;
 use crate::lease::Logins;
 use crate::migration::{Migrations, Wave};
 use crate::provisioning::Provisioner;
+use crate::purge::Purges;
 use crate::schema::{Migrators, Schemas};
 use crate::tenant::{self, TenantKey, Tenants};
 
@@ -103,6 +104,8 @@ impl App {
             fences,
             clock.clone(),
         );
+        let purges = Purges::new(database.clone(), config.purge, clock.clone());
+        until(&drain, purges.clone().keep());
         let activities = Activities::new(database.clone(), clock.clone());
         let clusters =
             Clusters::new(database.clone(), schemas.clone(), provisioner, claims, clock.clone());
@@ -115,7 +118,7 @@ impl App {
         let verifier = |audience| verifier(audience, &identity, &clock);
         let auth = AuthApi { identity: identity.clone() };
         let (public, public_health) = public(
-            TenantApi { tenants, activities: activities.clone() },
+            TenantApi { tenants, purges, activities: activities.clone() },
             ClusterApi { clusters, consistency },
             MigrationApi { migrations },
             auth.clone(),

@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
+use chrono::TimeDelta;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crm_clock::Clock;
 use crm_service::{
@@ -20,7 +21,7 @@ use tonic::transport::ServerTlsConfig;
 
 use crate::app::{App, identity};
 use crate::cluster::model::is_id;
-use crate::config::{Account, ClusterAddress, Config, OPERATOR};
+use crate::config::{Account, ClusterAddress, Config, OPERATOR, PurgeSettings};
 use crate::database::wait_for_server;
 use crate::seal::MasterKey;
 
@@ -94,6 +95,18 @@ pub struct Cli {
     #[arg(long, env = "CRM_SPARES", value_name = "COUNT", default_value_t = 4,
           value_parser = clap::value_parser!(u32).range(0..=1000))]
     spares: u32,
+    /// How many databases of deleted tenants are removed for good in a minute in each cluster; 0 removes none
+    #[arg(long, env = "CRM_PURGES_PER_MINUTE", value_name = "COUNT", default_value_t = 10,
+          value_parser = clap::value_parser!(u32).range(0..=600))]
+    purges_per_minute: u32,
+    /// Where more deleted tenants than this are due to be removed at once, none is
+    #[arg(long, env = "CRM_PURGE_LIMIT", value_name = "COUNT", default_value_t = 20,
+          value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    purge_limit: u32,
+    /// How many days backups are kept: certificates of deletion say when the last one expires
+    #[arg(long, env = "CRM_BACKUP_RETENTION_DAYS", value_name = "DAYS", default_value_t = 30,
+          value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    backup_retention_days: u32,
     /// The certificate of the listener for leases
     #[arg(long, env = "CRM_REGISTRY_TLS_CERT_FILE", value_name = "FILE", value_parser = pem_file)]
     tls_cert_file: Option<String>,
@@ -247,6 +260,11 @@ impl Cli {
             ],
             session_cap: self.session_cap,
             spares: self.spares,
+            purge: PurgeSettings {
+                per_minute: self.purges_per_minute,
+                limit: self.purge_limit as usize,
+                backup_retention: TimeDelta::days(self.backup_retention_days.into()),
+            },
         };
         Ok(Process {
             command: self.command.unwrap_or(Command::Start),

@@ -1,5 +1,8 @@
 //! What the registry is told at its start.
 
+use std::time::Duration;
+
+use chrono::TimeDelta;
 use crm_auth::{INTERNAL_SERVICE, PLATFORM_OPERATOR};
 use secrecy::SecretString;
 
@@ -24,6 +27,33 @@ pub struct Config {
     /// How many spare databases the first cluster keeps, until an operator
     /// says otherwise.
     pub spares: u32,
+    /// How deleted tenants are removed for good.
+    pub purge: PurgeSettings,
+}
+
+/// How deleted tenants, and databases that nobody needs, are removed for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PurgeSettings {
+    /// How many databases are removed in a minute in each cluster, by all
+    /// processes together. 0: none.
+    pub per_minute: u32,
+    /// Where more tenants than this are to be purged at once, none is.
+    pub limit: usize,
+    /// How long backups are kept that may have a purged tenant.
+    pub backup_retention: TimeDelta,
+}
+
+impl Default for PurgeSettings {
+    fn default() -> Self {
+        Self { per_minute: 10, limit: 20, backup_retention: TimeDelta::days(30) }
+    }
+}
+
+impl PurgeSettings {
+    /// How far apart databases are removed. `None`: they are not.
+    pub(crate) fn pace(&self) -> Option<Duration> {
+        (self.per_minute > 0).then(|| Duration::from_secs(60) / self.per_minute)
+    }
 }
 
 /// Where a PostgreSQL cluster answers.

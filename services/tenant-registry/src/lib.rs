@@ -16,6 +16,7 @@ pub mod identity;
 mod lease;
 mod migration;
 mod provisioning;
+mod purge;
 mod requests;
 mod schema;
 mod seal;
@@ -23,5 +24,5 @@ mod tenant;
 
 pub use activity::RESERVED_CONNECTIONS;
 pub use app::App;
-pub use config::{Account, ClusterAddress, Config, OPERATOR};
+pub use config::{Account, ClusterAddress, Config, OPERATOR, PurgeSettings};
 pub use seal::{MasterKey, SealError, new_secret, scram_verifier};

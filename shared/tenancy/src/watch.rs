@@ -146,7 +146,7 @@ fn read(status: &TenantStatus) -> Option<(Uuid, Option<Refusal>)> {
     let tenant = Uuid::try_parse(status.tenant.strip_prefix("tenants/")?).ok()?;
     let refusal = match status.state() {
         State::Suspended => Some(Refusal::Suspended),
-        State::Deleted => Some(Refusal::Deleted),
+        State::Deleted | State::Purging => Some(Refusal::Deleted),
         State::Unspecified | State::Provisioning | State::Active => None,
     };
     Some((tenant, refusal))

@@ -33,7 +33,9 @@ pub use postgres::OtherCluster;
 pub use postgres_link::{PostgresLink, Side, Statement, Verdict};
 pub use process::{Folder, Process, ask_admin, health, program};
 pub use raw::Raw;
-pub use server::{Replica, Server, own_server, serve_alone, serve_durably, server};
+pub use server::{
+    Replica, Server, own_purging_server, own_server, serve_alone, serve_durably, server,
+};
 pub use tenant::Tenant;
 pub use traffic::{Outcomes, Traffic};
 pub use watch::{Watched, canary, read_log, registry_canary, watched};

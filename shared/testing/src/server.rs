@@ -8,9 +8,9 @@ use std::thread;
 use crm_clock::Clock;
 use crm_standalone::app::{Addresses, Config, Listeners, Suite, registry_config};
 use crm_standalone::data::Secrets;
-use crm_tenant_registry::app;
 use crm_tenant_registry::consistency::Consistency;
 use crm_tenant_registry::identity::Identity;
+use crm_tenant_registry::{PurgeSettings, app};
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use tokio::runtime::Handle;
@@ -21,6 +21,10 @@ use crate::postgres::Postgres;
 
 /// The sessions of each data service of a test program.
 const SESSION_BUDGET: usize = 20;
+/// How fast a server purges that does: ten a second.
+const PURGES_PER_MINUTE: u32 = 600;
+/// How many tenants may be due at once there.
+const PURGE_LIMIT: usize = 3;
 
 /// The suite of this test program.
 #[derive(Debug)]
@@ -55,28 +59,37 @@ static SERVER: OnceLock<Server> = OnceLock::new();
 /// Makes [`server`] one on a PostgreSQL of this test program's own: for test
 /// programs that change what others share. It comes before any [`server`].
 pub fn serve_alone() -> &'static Server {
-    SERVER.get_or_init(|| serve(Postgres::own(false), 0))
+    SERVER.get_or_init(|| serve(Postgres::own(false), 0, 0))
 }
 
 /// As [`serve_alone`], on a PostgreSQL that keeps what it acknowledged when it
 /// is killed.
 pub fn serve_durably() -> &'static Server {
-    SERVER.get_or_init(|| serve(Postgres::own(true), 0))
+    SERVER.get_or_init(|| serve(Postgres::own(true), 0, 0))
 }
 
 /// The suite of this test program, started by the first test that asks.
 pub fn server() -> &'static Server {
     // Spares would only slow the run down: each test makes its tenants.
-    SERVER.get_or_init(|| serve(Postgres::of_run(), 0))
+    SERVER.get_or_init(|| serve(Postgres::of_run(), 0, 0))
 }
 
 /// A suite of its own, on a PostgreSQL of its own that keeps this many spares:
 /// for tests that change what others share.
 pub fn own_server(spares: u32) -> Server {
-    serve(Postgres::own(false), spares)
+    serve(Postgres::own(false), spares, 0)
 }
 
-fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32) -> Server {
+/// The same, and it removes for good what is to be removed.
+pub fn own_purging_server(spares: u32) -> Server {
+    serve(Postgres::own(false), spares, PURGES_PER_MINUTE)
+}
+
+fn serve(
+    postgres: impl Future<Output = Postgres> + Send + 'static,
+    spares: u32,
+    purges_per_minute: u32,
+) -> Server {
     log::watch();
     let (send, receive) = mpsc::channel();
     // A runtime of its own: those of tests end with them.
@@ -85,9 +98,14 @@ fn serve(postgres: impl Future<Output = Postgres> + Send + 'static, spares: u32)
         runtime.block_on(async move {
             let postgres = postgres.await;
             let (superuser, secrets) = (postgres.superuser.clone(), postgres.secrets.clone());
+            let purge = PurgeSettings {
+                per_minute: purges_per_minute,
+                limit: PURGE_LIMIT,
+                ..PurgeSettings::default()
+            };
             let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
             let session_budget = SESSION_BUDGET;
-            let config = Config { superuser, secrets, edge_origins, session_budget, spares };
+            let config = Config { superuser, secrets, edge_origins, session_budget, spares, purge };
             let clock = Clock::default();
             let shutdown = CancellationToken::new();
             let suite = suite(config.clone(), clock.clone()).await;

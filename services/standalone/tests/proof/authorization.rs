@@ -151,7 +151,9 @@ fn of_example(method: &Method) -> &'static str {
         "ClusterService.CreateCluster" => "FailedPrecondition CLUSTER_NOT_READY",
         "MigrationService.RetryTenantMigration" => "FailedPrecondition MIGRATION_NOT_FAILED",
         "TenantService.ResumeTenant" => "FailedPrecondition TENANT_NOT_SUSPENDED",
-        "TenantService.UndeleteTenant" => "FailedPrecondition RESOURCE_NOT_DELETED",
+        "TenantService.UndeleteTenant" | "TenantService.PurgeTenant" => {
+            "FailedPrecondition RESOURCE_NOT_DELETED"
+        }
         _ => "OK",
     }
 }

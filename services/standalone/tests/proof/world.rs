@@ -80,7 +80,9 @@ impl Inhabited {
                    "sql": migration.sql})
         });
         let migrations = Value::from_iter(migrations).to_string();
+        let id = self.tenant.id.to_string();
         let names = [
+            ("$uid", id.as_str()),
             ("$tenant", self.tenant.tenant.name.as_str()),
             ("$contact", &self.contact),
             ("$deleted_contact", &self.deleted_contact),

@@ -1,6 +1,6 @@
 //! All SQL of claims, in the clusters and in the registry's database.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use crm_proto::registry::v1::tenant::{Kind, State};
 use crm_tenancy::StoreError;
 use sqlx::{PgConnection, PgPool};
@@ -209,7 +209,8 @@ pub(super) async fn take_state(
     claim: &Claim,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    let deleted = (claim.state == State::Deleted).then_some(now);
+    let deleted = (!matches!(claim.state, State::Active | State::Suspended)).then_some(now);
+    let grace = if claim.state == State::Purging { TimeDelta::zero() } else { GRACE };
     sqlx::query(
         "UPDATE tenants
          SET state = $2, state_id = $3, known_state_ids = '{}', is_settled = false,
@@ -222,7 +223,7 @@ pub(super) async fn take_state(
     .bind(claim.state as i16)
     .bind(claim.state_id)
     .bind(deleted)
-    .bind(deleted.map(|at| at + GRACE))
+    .bind(deleted.map(|at| at + grace))
     .bind(State::Suspended as i16)
     .bind(State::Active as i16)
     .bind(now)
@@ -284,7 +285,7 @@ pub(super) async fn purge_now(
          WHERE tenant_id = $1",
     )
     .bind(tenant_id)
-    .bind(State::Deleted as i16)
+    .bind(State::Purging as i16)
     .bind(now)
     .bind(State::Active as i16)
     .execute(tx)

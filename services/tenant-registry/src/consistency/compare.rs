@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::model::{
     Finding, FindingKind, Found, FoundDatabase, FoundRole, Known, KnownLogin, Purpose, Right,
@@ -12,6 +12,9 @@ use crate::provisioning::Step;
 
 /// The databases that are there for everyone.
 const SHARED: [&str; 3] = ["postgres", "template1", "crm_registry"];
+
+/// How long a tenant that is to be purged may wait for its turn.
+const PURGES_WITHIN: TimeDelta = TimeDelta::hours(1);
 
 /// What is compared with what.
 #[derive(Debug)]
@@ -52,6 +55,9 @@ impl Comparison<'_> {
             self.found.roles.iter().map(|found| (found.name.as_str(), found)).collect();
         for known in self.known {
             self.tenant(known, &mut notes);
+            if self.is_purging(known, &mut notes) {
+                continue;
+            }
             self.left(known, &mut notes);
             let found = databases.get(known.name.as_str()).copied();
             database(known, found, &mut notes);
@@ -84,6 +90,19 @@ impl Comparison<'_> {
             }
             Some(_) => {}
         }
+    }
+
+    /// Whether a tenant is being removed: of what is there, any part may be gone.
+    fn is_purging(&self, known: &Known, notes: &mut Notes<'_>) -> bool {
+        let tenant = known.tenant.as_ref();
+        let Some(tenant) = tenant.filter(|tenant| tenant.standing == Standing::Purging) else {
+            return false;
+        };
+        if tenant.changed < self.before - PURGES_WITHIN && !self.busy.contains(&known.id) {
+            let detail = format!("it is to be purged since {}", tenant.changed);
+            notes.add(FindingKind::PurgeLeft, &format!("tenants/{}", known.id), detail);
+        }
+        true
     }
 
     /// Work that is old, and that nobody is at.

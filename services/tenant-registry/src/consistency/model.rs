@@ -76,6 +76,8 @@ pub enum FindingKind {
     DatabaseUnmarked,
     /// A spare that belongs to a tenant that was never made.
     SpareSpoiled,
+    /// A tenant that is to be removed for good, and is not.
+    PurgeLeft,
 }
 
 /// What a database is for.
@@ -97,6 +99,8 @@ pub(super) enum Standing {
     Open,
     /// Its logins are shut.
     Fenced,
+    /// It is being removed.
+    Purging,
 }
 
 /// A database that the registry made, or plans to make.

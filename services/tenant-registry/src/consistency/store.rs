@@ -102,6 +102,7 @@ impl KnownRow {
             State::Unspecified | State::Provisioning => Standing::Provisioning,
             State::Active => Standing::Open,
             State::Suspended | State::Deleted => Standing::Fenced,
+            State::Purging => Standing::Purging,
         };
         let tenant = self.state.map(|state| KnownTenant {
             standing: standing(state),

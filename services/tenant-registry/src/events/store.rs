@@ -35,7 +35,7 @@ pub(super) async fn refused(
     let rows = sqlx::query_as(
         "SELECT tenant_id, state, generation, access_version, event
          FROM tenants
-         WHERE state IN (3, 4) AND tenant_id > $1
+         WHERE state IN (3, 4, 5) AND tenant_id > $1
          ORDER BY tenant_id
          LIMIT $2",
     );

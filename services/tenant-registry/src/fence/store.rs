@@ -23,7 +23,7 @@ impl Wanted {
 
     /// Whether the tenant's logins must be shut.
     pub(super) fn is_fenced(&self) -> bool {
-        [State::Suspended as i16, State::Deleted as i16].contains(&self.state)
+        self.state != State::Active as i16
     }
 }
 
@@ -100,7 +100,7 @@ pub(super) async fn unsettle(
          SET is_settled = false
          FROM unnest($1::uuid[], $2::boolean[]) AS found (tenant_id, is_fenced)
          WHERE t.tenant_id = found.tenant_id AND t.is_settled AND t.event <= $3
-             AND found.is_fenced <> (t.state IN (3, 4))",
+             AND found.is_fenced <> (t.state IN (3, 4, 5))",
     )
     .bind(tenants)
     .bind(fenced)

@@ -283,6 +283,7 @@ impl From<FindingKind> for Kind {
             FindingKind::TenantRemoved => Self::TenantRemoved,
             FindingKind::DatabaseUnmarked => Self::DatabaseUnmarked,
             FindingKind::SpareSpoiled => Self::SpareSpoiled,
+            FindingKind::PurgeLeft => Self::PurgeLeft,
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::events::{Event, StatusRow};
 use crate::lease::{LeaseRow, Login};
 use crate::migration::model::is_service;
 use crate::migration::{MigrationFilter, MigrationKey, ServiceMigrations, TenantMigration};
+use crate::purge::Certificate;
 use crate::schema::NewMigration;
 use crate::tenant::model::is_slug;
 use crate::tenant::{Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch};
@@ -335,5 +336,22 @@ pub(super) fn migration_page(
     pb::ListTenantMigrationsResponse {
         tenant_migrations: page.items.into_iter().map(pb::TenantMigration::from).collect(),
         next_page_token,
+    }
+}
+
+impl From<Certificate> for pb::DeletionCertificate {
+    fn from(certificate: Certificate) -> Self {
+        Self {
+            tenant: format!("tenants/{}", certificate.tenant_id),
+            slug: certificate.slug,
+            cluster: format!("clusters/{}", certificate.cluster),
+            database: certificate.database,
+            login_count: certificate.login_count,
+            requester: certificate.requester.unwrap_or_default(),
+            delete_time: certificate.delete_time.map(timestamp),
+            purge_time: certificate.purge_time.map(timestamp),
+            backup_expire_time: certificate.backup_expire_time.map(timestamp),
+            slug_free_time: certificate.slug_free_time.map(timestamp),
+        }
     }
 }

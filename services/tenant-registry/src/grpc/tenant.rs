@@ -11,12 +11,14 @@ use tonic::{Request, Response, Status};
 
 use super::{activity, convert};
 use crate::activity::Activities;
+use crate::purge::Purges;
 use crate::tenant::{Change, NewTenant, Target, TenantError, Tenants};
 
 /// `crm.registry.v1.TenantService`.
 #[derive(Debug)]
 pub(crate) struct TenantApi {
     pub(crate) tenants: Tenants,
+    pub(crate) purges: Purges,
     pub(crate) activities: Activities,
 }
 
@@ -99,6 +101,20 @@ impl TenantService for TenantApi {
         let key = RequestKey::new(&message.request_id, &anonymous);
         let target = convert::tenant_target(&message.name, &message.etag, violations)?;
         self.change(&ctx, target, Change::Undelete, key, message.validate_only).await
+    }
+
+    async fn purge_tenant(
+        &self,
+        request: Request<pb::PurgeTenantRequest>,
+    ) -> Result<Response<pb::PurgeTenantResponse>, Status> {
+        let (ctx, message, mut violations) = open::<PlatformContext, _>(request)?;
+        let key = convert::tenant_key(&message.name, "name", &mut violations);
+        let key = settle(key, violations)?;
+        let uid = message.uid.parse().unwrap_or_default();
+        let caller = ctx.subject().to_owned();
+        let certificate = self.purges.request(key, uid, caller, message.validate_only).await;
+        let certificate = certificate.map_err(ApiError::from)?;
+        Ok(Response::new(pb::PurgeTenantResponse { certificate: Some(certificate.into()) }))
     }
 
     async fn suspend_tenant(

@@ -177,7 +177,7 @@ fn admit(standing: &Standing) -> Result<(), LeaseError> {
     match standing.state() {
         State::Active if standing.is_settled() => Ok(()),
         State::Active | State::Suspended => Err(LeaseError::Suspended),
-        State::Deleted => Err(LeaseError::Deleted),
+        State::Deleted | State::Purging => Err(LeaseError::Deleted),
         State::Unspecified | State::Provisioning => Err(LeaseError::Inactive),
     }
 }

@@ -207,9 +207,11 @@ impl Tenant {
                 Err(TenantError::NotDeleted(id))
             }
             (State::Deleted, Change::Undelete) => Ok(self.restore_state.unwrap_or(State::Active)),
-            (State::Deleted, Change::Delete | Change::Suspend | Change::Resume) => {
-                Err(TenantError::Deleted(id))
-            }
+            (
+                State::Deleted | State::Purging,
+                Change::Delete | Change::Suspend | Change::Resume,
+            ) => Err(TenantError::Deleted(id)),
+            (State::Purging, Change::Undelete) => Err(TenantError::Unrestorable(id)),
             (state, Change::Update(_)) => Ok(state),
         }
     }

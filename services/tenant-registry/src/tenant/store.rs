@@ -58,7 +58,10 @@ pub(super) async fn insert_tenant(
         "INSERT INTO tenants
              (tenant_id, slug, display_name, kind, state, labels, create_time, update_time,
               claim_id, state_id, is_claimed)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $5 = $10)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $5 = $10
+         WHERE NOT EXISTS (
+             SELECT FROM purged_tenants AS p WHERE p.slug = $2 AND p.slug_free_time > $7
+         )
          ON CONFLICT ON CONSTRAINT tenants_slug_key DO NOTHING",
     )
     .bind(tenant_id)

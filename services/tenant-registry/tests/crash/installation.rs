@@ -14,7 +14,9 @@ use crm_proto::registry::v1::Tenant;
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_tenant_registry::consistency::Consistency;
 use crm_tenant_registry::identity::Identity;
-use crm_tenant_registry::{Account, ClusterAddress, Config, MasterKey, OPERATOR, app, new_secret};
+use crm_tenant_registry::{
+    Account, ClusterAddress, Config, MasterKey, OPERATOR, PurgeSettings, app, new_secret,
+};
 use crm_testing::{
     Channel, Client, DataReplica, Folder, OtherCluster, PostgresLink, Process, program, reason,
 };
@@ -76,6 +78,7 @@ impl Installation {
             accounts: vec![Account::operator(operator)],
             session_cap: 10,
             spares,
+            purge: PurgeSettings::default(),
         };
         let clock = Clock::default();
         let identity = app::identity(&config, clock.clone()).await.unwrap();
@@ -301,6 +304,8 @@ fn command(
             ("CRM_CONTACTS_SECRET_FILE", &file("contacts")),
             ("CRM_MESSAGING_SECRET_FILE", &file("messaging")),
             ("CRM_SPARES", &spares.to_string()),
+            // Spares stay, however many there are, unless a test says otherwise.
+            ("CRM_PURGES_PER_MINUTE", if spares == 0 { "600" } else { "0" }),
         ],
     )
 }

@@ -10,6 +10,7 @@ mod create;
 mod fences;
 mod installation;
 mod points;
+mod purge;
 mod restore;
 mod spares;
 mod waves;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 mod lists;
+mod purge;
 
 use chrono::{DateTime, TimeDelta};
 use crm_proto::registry::v1 as pb;

@@ -53,7 +53,7 @@ fn judges() -> BTreeMap<String, Judge> {
             ListTenantMigrationsRequest RetryTenantMigrationRequest SummarizeMigrationsRequest
             CreateTenantRequest GetTenantRequest ListTenantsRequest UpdateTenantRequest
             DeleteTenantRequest UndeleteTenantRequest SuspendTenantRequest ResumeTenantRequest
-            GetTenantActivityRequest;
+            GetTenantActivityRequest PurgeTenantRequest;
     }
 }
 

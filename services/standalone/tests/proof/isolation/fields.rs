@@ -78,6 +78,8 @@ const FIELDS: &[(&str, Kind)] = &[
     ("UndeleteTenantRequest.name", Name(Tenants)),
     ("SuspendTenantRequest.name", Name(Tenants)),
     ("ResumeTenantRequest.name", Name(Tenants)),
+    ("PurgeTenantRequest.name", Name(Tenants)),
+    ("PurgeTenantRequest.uid", Text),
     ("GetTenantActivityRequest.name", Name(Activities)),
     ("*.tenant.cluster", Unread(Clusters)),
     ("*.tenant.slug", Text),
