@@ -111,7 +111,11 @@ async fn faults(
 
 /// What does not hold of the log: it has no gap, ends at the head, and has
 /// every row's revision.
-pub(crate) async fn faults_of_log(database: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub async fn faults_of_log(database: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let (head, newest, revisions): (i64, i64, i64) = sqlx::query_as(
         "SELECT h.revision, coalesce(max(c.revision), 0), count(DISTINCT c.revision)
          FROM platform.head AS h LEFT JOIN platform.changes AS c ON true

@@ -25,6 +25,7 @@ mod wire;
 
 pub use chance::Chance;
 pub use channel::Channel;
+pub use check::faults_of_log;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use configuration::Configuration;
 pub use link::{DataReplica, free_address, hand_on};

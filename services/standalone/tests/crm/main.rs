@@ -5,6 +5,7 @@
 mod configuration;
 #[path = "../installation/mod.rs"]
 mod installation;
+mod released;
 mod stop;
 
 use std::collections::BTreeSet;
