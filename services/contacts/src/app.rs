@@ -27,6 +27,12 @@ pub const SERVICE: DataService = DataService {
             sql: include_str!("../migrations/0002_filters.sql"),
             oldest_service_version: 0,
         },
+        Migration {
+            version: 3,
+            description: "every row is recorded",
+            sql: include_str!("../migrations/0003_recorded.sql"),
+            oldest_service_version: 0,
+        },
     ],
     port: 50052,
 };

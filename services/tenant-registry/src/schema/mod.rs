@@ -40,6 +40,7 @@ const PLATFORM: &str = "platform";
 const PLATFORM_MIGRATIONS: &[(&str, &str)] = &[
     ("the change log", include_str!("../../platform/0001_log.sql")),
     ("the change feed", include_str!("../../platform/0002_feed.sql")),
+    ("the writer of a revision", include_str!("../../platform/0003_writer.sql")),
     #[cfg(bug_change_left_out)]
     (
         "a seeded bug",

@@ -10,10 +10,21 @@ use crate::logins::{Login, Whose};
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// What services may do beyond calling functions. Everything else is refused.
 const ALLOWED: [(&str, &str, &str); 5] = [
-    ("contacts", "contacts.contacts", "SELECT INSERT UPDATE DELETE LOCK"),
+    (
+        "contacts",
+        "contacts.contacts",
+        "SELECT INSERT LOCK UPDATE(display_name) UPDATE(email) UPDATE(phone) UPDATE(company) \
+         UPDATE(\"position\") UPDATE(source) UPDATE(metadata) UPDATE(update_time) \
+         UPDATE(delete_time) UPDATE(revision)",
+    ),
     ("messaging", "messaging.contacts", "SELECT LOCK"),
-    ("messaging", "messaging.conversations", "SELECT INSERT UPDATE DELETE LOCK"),
-    ("messaging", "messaging.messages", "SELECT INSERT UPDATE DELETE LOCK"),
+    (
+        "messaging",
+        "messaging.conversations",
+        "SELECT INSERT LOCK UPDATE(display_name) UPDATE(state) UPDATE(last_message_time) \
+         UPDATE(update_time) UPDATE(revision) UPDATE(recorded)",
+    ),
+    ("messaging", "messaging.messages", "SELECT INSERT LOCK"),
     // The change feed.
     ("messaging", "platform.changes", "SELECT LOCK"),
 ];
@@ -26,7 +37,7 @@ const DEFINITIONS: &str = include_str!("definitions.sql");
 struct Table {
     name: String,
     schema: String,
-    column: String,
+    columns: Vec<String>,
 }
 
 /// What was tried, and what came of it.
@@ -103,11 +114,11 @@ impl Attempts {
     }
 
     async fn touch(&mut self, session: &mut PgConnection, login: &Login, table: &Table) {
-        let Table { name, schema, column } = table;
+        let Table { name, schema, columns } = table;
+        let column = &columns[0];
         let tries = [
             ("SELECT", format!("SELECT 1 FROM {name} LIMIT 0")),
             ("INSERT", format!("INSERT INTO {name} ({column}) SELECT NULL WHERE false")),
-            ("UPDATE", format!("UPDATE {name} SET {column} = NULL WHERE false")),
             ("DELETE", format!("DELETE FROM {name} WHERE false")),
             ("TRUNCATE", format!("TRUNCATE {name}")),
             ("LOCK", format!("LOCK TABLE {name} IN ACCESS SHARE MODE")),
@@ -119,6 +130,11 @@ impl Attempts {
             ("COMMENT", format!("COMMENT ON TABLE {name} IS 'mine'")),
             ("TRIGGER", format!("ALTER TABLE {name} DISABLE TRIGGER ALL")),
         ];
+        let tries = tries.map(|(verb, statement)| (verb.to_owned(), statement));
+        let updates = columns.iter().map(|column| {
+            let update = format!("UPDATE {name} SET {column} = DEFAULT WHERE false");
+            (format!("UPDATE({column})"), update)
+        });
         let allowed = |verb: &str| match login.whose {
             Whose::Service(service) => ALLOWED.iter().any(|(of, table, verbs)| {
                 *of == service && table == name && verbs.split(' ').any(|known| known == verb)
@@ -132,8 +148,8 @@ impl Attempts {
         {
             self.refuse(session, login, &format!("COPY {name} {way}")).await;
         }
-        for (verb, statement) in tries {
-            match (allowed(verb), login.whose) {
+        for (verb, statement) in tries.into_iter().chain(updates) {
+            match (allowed(&verb), login.whose) {
                 (true, Whose::Service(_)) => self.allow(session, login, &statement).await,
                 (true, _) => {}
                 (false, _) => self.refuse(session, login, &statement).await,
@@ -254,12 +270,12 @@ fn statements(file: &'static str) -> impl Iterator<Item = &'static str> {
     file.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("--"))
 }
 
-/// The tables of all schemas, each with its first column.
+/// The tables of all schemas, each with its columns.
 async fn tables(session: &mut PgConnection) -> Vec<Table> {
-    let rows: Vec<(String, String, String)> = sqlx::query_as(
+    let rows: Vec<(String, String, Vec<String>)> = sqlx::query_as(
         "SELECT format('%I.%I', n.nspname, c.relname), n.nspname::text
-             , (SELECT quote_ident(attname) FROM pg_attribute
-                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum LIMIT 1)
+             , ARRAY(SELECT quote_ident(attname) FROM pg_attribute
+                WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)
          FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
          WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
              AND n.nspname !~ '^(pg_|information_schema)'
@@ -269,7 +285,7 @@ async fn tables(session: &mut PgConnection) -> Vec<Table> {
     .await
     .unwrap();
     assert!(rows.len() >= 9, "{rows:?}");
-    rows.into_iter().map(|(name, schema, column)| Table { name, schema, column }).collect()
+    rows.into_iter().map(|(name, schema, columns)| Table { name, schema, columns }).collect()
 }
 
 /// A call of every function of all schemas, and whether this login may make it.

@@ -30,6 +30,8 @@ CREATE TRIGGER mine AFTER UPDATE ON platform.head EXECUTE FUNCTION platform.refu
 ALTER TABLE platform.head DISABLE TRIGGER ALL
 COMMENT ON DATABASE postgres IS 'mine'
 SELECT platform.record_effect(9, 'conversations/x', 2::smallint, 'a', 'c', '')
+SELECT platform.record_messaging_effect(9, 'conversations/x', 2::smallint, 'c', '')
+SELECT platform.record_contacts_effect(9, 'contacts/x', 1::smallint, 'c', '')
 CREATE TABLE contacts.mine ()
 CREATE FUNCTION contacts.mine() RETURNS int LANGUAGE sql AS 'SELECT 1'
 CREATE VIEW contacts.mine AS SELECT 1

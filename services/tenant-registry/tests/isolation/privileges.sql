@@ -12,6 +12,12 @@ WITH granted (object, owner, acl) AS (
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace
     WHERE nspname !~ '^(pg_|information_schema)' AND relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
     UNION ALL
+    SELECT 'column ' || c.oid::regclass || '.' || attname, relowner, attacl
+    FROM pg_attribute AS a
+    JOIN pg_class AS c ON c.oid = attrelid
+    JOIN pg_namespace AS n ON n.oid = relnamespace
+    WHERE nspname !~ '^(pg_|information_schema)' AND attacl IS NOT NULL AND NOT attisdropped
+    UNION ALL
     SELECT 'function ' || p.oid::regprocedure, proowner,
         coalesce(proacl, acldefault('f', proowner))
     FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = pronamespace
