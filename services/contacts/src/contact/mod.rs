@@ -171,7 +171,29 @@ async fn changed(
     change: &Change,
     now: DateTime<Utc>,
 ) -> Result<Contact, ContactError> {
-    let mut contact = read(session, target.id).await?;
+    let outcome = applied(store::get(session, target.id).await?, target, change, now);
+    let is_of_the_contact = matches!(
+        outcome,
+        Err(ContactError::NotFound(_) | ContactError::Changed(_) | ContactError::Deleted(_))
+    );
+    // Who asks for what no contact can become is told that first.
+    match change {
+        Change::Update(patch) if is_of_the_contact => {
+            let faults = patch.faults();
+            if faults.is_empty() { outcome } else { Err(ContactError::Invalid(faults)) }
+        }
+        Change::Update(_) | Change::Delete | Change::Undelete => outcome,
+    }
+}
+
+/// Applies a change to what was read.
+fn applied(
+    contact: Option<Contact>,
+    target: &Target,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Result<Contact, ContactError> {
+    let mut contact = contact.ok_or(ContactError::NotFound(target.id))?;
     if target.revision.is_some_and(|revision| revision != contact.revision)
         && !cfg!(bug_etag_ignored)
     {

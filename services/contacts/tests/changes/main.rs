@@ -194,6 +194,41 @@ async fn a_stale_etag_is_refused_and_without_one_nobody_loses_an_update() {
     tenant.check_log().await;
 }
 
+#[tokio::test]
+async fn fields_that_are_wrong_for_any_contact_are_named_before_what_became_of_this_one() {
+    let tenant = Tenant::create().await;
+    let admin = tenant.admin();
+    let created = create(&admin, "Ada", "ada@example.com").await;
+    let gone = create(&admin, "Gone", "gone@example.com").await;
+    delete(&admin, deletion(&gone.name)).await.unwrap();
+    let wrong = |name: &str, etag: &str| {
+        let contact = Contact {
+            name: name.to_owned(),
+            email: "no address".to_owned(),
+            phone: "no number".to_owned(),
+            etag: etag.to_owned(),
+            ..Contact::default()
+        };
+        UpdateContactRequest { contact: Some(contact), ..Default::default() }
+    };
+    let unknown = format!("contacts/{}", server().clock.new_id());
+
+    for (name, etag) in [(&created.name, "\"0\""), (&gone.name, ""), (&unknown, "")] {
+        let faults = field_faults(update(&admin, wrong(name, etag)).await);
+
+        let expected = [("contact.email", "EMAIL"), ("contact.phone", "PHONE")];
+        assert_eq!(faults, expected.map(|(field, why)| (field.to_owned(), why.to_owned())));
+    }
+    // What is right by itself, and wrong for what it was, is not known of another.
+    let bare =
+        Contact { name: created.name.clone(), etag: "\"0\"".to_owned(), ..Contact::default() };
+    let mask = Some(FieldMask { paths: vec!["email".to_owned()] });
+    let request =
+        UpdateContactRequest { contact: Some(bare), update_mask: mask, ..Default::default() };
+    let aborted = (Code::Aborted, "CONCURRENT_CHANGE".to_owned());
+    assert_eq!(code_and_reason(update(&admin, request).await), aborted);
+}
+
 /// Whether each change that the log recorded of a conversation says that it is
 /// deleted, and whether it has a cause.
 async fn recorded_deletions(tenant: &Tenant, conversation: &str) -> Vec<(bool, bool)> {

@@ -281,8 +281,33 @@ pub(crate) async fn id(database: &Database, key: &TenantKey) -> Result<Option<Uu
     Ok(store::get(&mut connection, key).await?.and_then(|tenant| tenant.id))
 }
 
-/// Applies a change to what was read.
+/// Applies a change to what was read. Who asks for what no tenant can become is
+/// told that first.
 fn changed(
+    tenant: Option<Tenant>,
+    target: &Target,
+    change: &Change,
+    now: DateTime<Utc>,
+) -> Result<(Uuid, Tenant), TenantError> {
+    let outcome = applied(tenant, target, change, now);
+    let is_of_the_tenant = matches!(
+        outcome,
+        Err(TenantError::NotFound | TenantError::Changed(_) | TenantError::Deleted(_))
+    );
+    match change {
+        Change::Update(patch) if is_of_the_tenant => {
+            let faults = patch.faults();
+            if faults.is_empty() { outcome } else { Err(TenantError::Invalid(faults)) }
+        }
+        Change::Update(_)
+        | Change::Delete
+        | Change::Undelete
+        | Change::Suspend
+        | Change::Resume => outcome,
+    }
+}
+
+fn applied(
     tenant: Option<Tenant>,
     target: &Target,
     change: &Change,

@@ -291,6 +291,13 @@ async fn every_fault_of_an_update_stands_in_one_answer() {
     let all = faults(change(wrong.clone(), &["*"])).await;
     let expected = ["tenant.kind", "tenant.labels[\"k\"]", "tenant.display_name", "tenant.slug"];
     assert_eq!(all, expected);
+    // So it does for a tenant that changed meanwhile, and for none.
+    let unknown = format!("tenants/{}", server().clock.new_id());
+    for (name, etag) in [(&base.name, "\"0\""), (&unknown, "")] {
+        let (name, etag) = (name.clone(), etag.to_owned());
+        let wrong = pb::Tenant { name, etag, slug: String::new(), ..wrong.clone() };
+        assert_eq!(faults(change(wrong, &["*"])).await, expected[..3]);
+    }
     // What the mask does not name is not looked at.
     let named = pb::Tenant { display_name: "Fine".to_owned(), ..wrong };
     assert_eq!(update(change(named, &["display_name"])).await.unwrap().display_name, "Fine");
