@@ -33,6 +33,12 @@ pub const SERVICE: DataService = DataService {
             sql: include_str!("../migrations/0003_recorded.sql"),
             oldest_service_version: 0,
         },
+        Migration {
+            version: 4,
+            description: "addresses of any letters",
+            sql: include_str!("../migrations/0004_email_key.sql"),
+            oldest_service_version: 0,
+        },
     ],
     port: 50052,
 };

@@ -230,7 +230,10 @@ fn page_query(filter: &ContactFilter, cursor: Option<&Cursor<Position>>) -> Quer
         query.push(" AND delete_time IS NULL");
     }
     if let Some(email) = &filter.email {
-        query.push(" AND lower(email) = lower(").push_bind(email.clone()).push(")");
+        query
+            .push(r#" AND lower(email COLLATE "und-x-icu") COLLATE "C" = lower("#)
+            .push_bind(email.clone())
+            .push(r#" COLLATE "und-x-icu") COLLATE "C""#);
     }
     if let Some(phone) = &filter.phone {
         query.push(" AND translate(phone, ' ()-./', '') = ").push_bind(phone.clone());

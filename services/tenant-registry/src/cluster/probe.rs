@@ -63,6 +63,10 @@ pub(super) async fn check(admin: &ClusterAdmin) -> Result<Probe, ClusterError> {
     for database in &row.open_databases {
         missing.push(format!("everyone may connect to the database {database}"));
     }
+    if !row.knows_letters {
+        let text = "its databases are not in UTF-8 with ICU; initdb --encoding=UTF8 makes them so";
+        return Err(ClusterError::NotReady(vec![text.to_owned()]));
+    }
     if !missing.is_empty() {
         missing.push("run deploy/postgres/cluster-setup.sql there".to_owned());
         return Err(ClusterError::NotReady(missing));

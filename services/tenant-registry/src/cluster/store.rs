@@ -212,6 +212,8 @@ pub(super) struct ProbeRow {
     /// What it makes for the registry, and that may not be called.
     pub(super) refused_functions: Vec<String>,
     pub(super) open_databases: Vec<String>,
+    /// Whether new databases have all letters, and ICU's word on their case.
+    pub(super) knows_letters: bool,
 }
 
 /// What a server says of itself. The error tells why it is not even asked.
@@ -246,7 +248,11 @@ pub(super) async fn probe(session: &mut PgConnection) -> Result<ProbeRow, sqlx::
                  SELECT datname::text FROM pg_database
                  WHERE datname IN ('postgres', 'template1')
                      AND has_database_privilege('public', oid, 'CONNECT')
-             ) AS open_databases
+             ) AS open_databases,
+             to_regcollation('pg_catalog.\"und-x-icu\"') IS NOT NULL AND EXISTS (
+                 SELECT FROM pg_database
+                 WHERE datname = 'template0' AND pg_encoding_to_char(encoding) = 'UTF8'
+             ) AS knows_letters
          FROM pg_roles AS r
          WHERE r.rolname = current_user",
     );

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_proto::contacts::v1::{Contact, CreateContactRequest, ListContactsRequest};
 use crm_proto::registry::v1::cluster::State;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_proto::registry::v1::{
@@ -12,7 +14,9 @@ use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tonic::{Code, Status};
 
-use super::{FIRST, PATIENCE, addition, clusters, create, get, set_state, suite, until, write};
+use super::{
+    FIRST, PATIENCE, addition, admin, clusters, create, get, set_state, suite, until, write,
+};
 
 fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
     let roles = vec!["roles/internal.service".to_owned()];
@@ -280,5 +284,42 @@ async fn what_fails_for_one_cluster_undoes_no_registration() {
     assert!(get(server, FIRST).await.unwrap().template > added.template);
     sqlx::raw_sql("DROP FUNCTION torn CASCADE").execute(&mut registry).await.unwrap();
     until(server, &added.name, |cluster| cluster.template > added.template).await;
+    set_state(server, &added.name, State::Draining).await;
+}
+
+#[tokio::test]
+async fn an_address_is_found_whatever_letters_the_locale_of_the_cluster_knows() {
+    let (server, _turn) = suite().await;
+    let other = OtherCluster::start().await;
+    let mut postgres = other.superuser("postgres").await;
+    // As `initdb --locale=C` makes it.
+    sqlx::query("UPDATE pg_database SET datctype = 'C' WHERE datname = 'template0'")
+        .execute(&mut postgres)
+        .await
+        .unwrap();
+    other.set_up().await;
+    let added = create(server, addition("ascii", &other)).await.unwrap();
+    set_state(server, FIRST, State::Draining).await;
+    let tenant = Tenant::create_in(server).await;
+    set_state(server, FIRST, State::Active).await;
+    assert_eq!(tenant.tenant.cluster, added.name);
+    let admin = admin(server, &tenant);
+    let mut contacts = ContactServiceClient::new(admin.channel(server.addresses.contacts));
+    let contact = Contact {
+        display_name: "Jürgen".to_owned(),
+        email: "JÜRGEN.Жук@Example.com".to_owned(),
+        ..Contact::default()
+    };
+    let request = CreateContactRequest { contact: Some(contact), ..Default::default() };
+    contacts.create_contact(admin.request(request)).await.unwrap();
+
+    for (address, expected) in [("jürgen.жук@example.COM", 1), ("jurgen.жук@example.com", 0)]
+    {
+        let filter = format!("email = \"{address}\"");
+        let request = ListContactsRequest { filter, ..Default::default() };
+        let found = contacts.list_contacts(admin.request(request)).await.unwrap().into_inner();
+
+        assert_eq!(found.contacts.len(), expected, "{address}");
+    }
     set_state(server, &added.name, State::Draining).await;
 }

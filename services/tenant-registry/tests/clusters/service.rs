@@ -43,6 +43,11 @@ async fn a_server_that_lacks_something_is_refused_with_what_it_lacks() {
             "REVOKE CONNECT ON DATABASE template1 FROM PUBLIC",
             "template1",
         ),
+        (
+            "UPDATE pg_database SET encoding = 0 WHERE datname = 'template0'",
+            "UPDATE pg_database SET encoding = 6 WHERE datname = 'template0'",
+            "UTF-8",
+        ),
     ] {
         sqlx::raw_sql(spoil).execute(&mut postgres).await.unwrap();
         let refused = create(server, addition("bare", &other)).await;
