@@ -32,6 +32,7 @@ from pathlib import Path
 from clients import HOW_TO_INSTALL
 
 from browsers import tell_browsers
+from disk import tell_full_disk, tell_small_disk, tell_whole
 from health import tell_admin, tell_health
 from isolation import tell_canary, tell_leases
 from outage import tell_outage
@@ -58,6 +59,7 @@ def tell(report, server, readme):
     tell_restart(report, server, story)
     tell_second_start(report, server)
     tell_end(report, server, story)
+    tell_small_disk(report, server.program, server.folder)
 
 
 def tell_processes(report, server):
@@ -70,6 +72,8 @@ def tell_processes(report, server):
     tell_admin(report, [port + 10 for port in (PORTS.registry, PORTS.contacts, PORTS.messaging)])
     tell_restart(report, server, story)
     tell_outage(report, server, story)
+    tell_full_disk(report, server, server.disk, server.token("story"))
+    tell_whole(report, server.token())
     tell_end(report, server, story)
 
 

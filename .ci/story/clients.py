@@ -22,6 +22,7 @@ except ImportError as missing:
     sys.exit(f"Python lacks {missing.name}: {HOW_TO_INSTALL}")
 
 TENANTS = "crm.registry.v1.TenantService"
+CLUSTERS = "crm.registry.v1.ClusterService"
 LEASE_SERVICE = "crm.registry.v1.LeaseService"
 AUTH = "crm.identity.v1.AuthService"
 CONTACT_SERVICE = "crm.contacts.v1.ContactService"

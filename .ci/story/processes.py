@@ -14,19 +14,24 @@ import time
 from pathlib import Path
 
 from blocks import section_blocks
+from disk import SmallDisk
 from limits import START_LIMIT, STOP_LIMIT
 from ports import HOST
+from server import read_postmaster
 
 PROGRAMS = ("tenant-registry", "contacts", "messaging")
 # Two data services with their 60 sessions, and what the registry needs.
 MAX_CONNECTIONS = 160
+# The room that PostgreSQL has: enough for the story, and soon filled.
+POSTGRES_MIB = 768
 
 
 class Postgres:
     """A PostgreSQL that an operator has: its superuser comes by the socket alone."""
 
-    def __init__(self, folder, port):
-        self.data = folder / "postgres"
+    def __init__(self, disk, port):
+        self.data = disk.folder / "postgres"
+        self.log = disk.folder.with_name("postgres.log")
         self.port = port
         self.bin = self.find()
         # Where this is root, PostgreSQL is another user: it refuses root.
@@ -47,15 +52,21 @@ class Postgres:
     def start(self):
         """Makes it, and waits until it takes connections."""
         self.data.mkdir(mode=0o700)
+        self.log.touch(mode=0o600)
         if self.user:
             shutil.chown(self.data, **self.user)
+            shutil.chown(self.log, **self.user)
         self.run("initdb", "-U", "postgres", "--no-sync", "--auth-local=trust", "--auth-host=scram-sha-256")
         with (self.data / "postgresql.conf").open("a") as settings:
             settings.write(
                 f"port = {self.port}\nlisten_addresses = '{HOST}'\nfsync = off\n"
                 f"unix_socket_directories = '{self.data}'\nmax_connections = {MAX_CONNECTIONS}\n"
             )
-        self.run("pg_ctl", "start", "--wait", "--silent", "--log", self.data / "log")
+        self.launch()
+
+    def launch(self):
+        """Starts it, as its operator's service manager does."""
+        self.run("pg_ctl", "start", "--wait", "--silent", "--log", self.log)
         self.runs = True
 
     def run(self, program, *arguments):
@@ -79,9 +90,9 @@ class Postgres:
 
     def end(self):
         """Stops it."""
-        if self.runs:
-            self.runs = False
+        if self.runs and read_postmaster(self.data):
             self.run("pg_ctl", "stop", "--wait", "--mode=fast")
+        self.runs = False
 
 
 class Processes:
@@ -93,7 +104,8 @@ class Processes:
     def __init__(self, program, folder, paper, ports):
         registry, contacts, messaging, postgres, leases = ports
         self.folder = folder
-        self.postgres_server = Postgres(folder, postgres)
+        self.disk = SmallDisk(folder / "disk", POSTGRES_MIB)
+        self.postgres_server = Postgres(self.disk, postgres)
         self.log = folder / "processes.log"
         self.place = folder / "place"
         (self.place / "target" / "debug").mkdir(parents=True)
@@ -147,6 +159,24 @@ class Processes:
             if self.shell.poll() is not None or time.monotonic() > until:
                 raise RuntimeError("the processes do not serve")
             time.sleep(0.05)
+
+    def postmaster(self):
+        """The process id of their PostgreSQL, if there is one."""
+        return read_postmaster(self.postgres_server.data)
+
+    def as_superuser(self, statement):
+        """Runs a statement as far as PostgreSQL does."""
+        subprocess.run(["psql", "-qc", statement, "postgres"], env=self.env, capture_output=True)
+
+    def tell_that_postgres_is_away(self, report):
+        """They go on, and wait for it."""
+        for program in PROGRAMS:
+            self.signal(program, 0)
+        report.check("away: every process goes on", True)
+
+    def start_postgres_if_it_must(self):
+        """Its operator sees to it, or has it seen to."""
+        self.postgres_server.launch()
 
     def stop(self, by=signal.SIGTERM):
         """Stops all at once; answers the worst exit code and the seconds it took.
@@ -204,6 +234,7 @@ class Processes:
             os.killpg(self.shell.pid, signal.SIGKILL)
             self.shell.wait()
         self.postgres_server.end()
+        self.disk.end()
 
     def log_text(self):
         """Everything they have said."""
@@ -211,4 +242,4 @@ class Processes:
 
     def postgres_log(self):
         """Everything their PostgreSQL has said."""
-        return (self.postgres_server.data / "log").read_text(errors="replace")
+        return self.postgres_server.log.read_text(errors="replace")

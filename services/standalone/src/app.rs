@@ -208,6 +208,11 @@ impl Suite {
         }
     }
 
+    /// The health of each part.
+    pub fn healths(&self) -> Vec<Health> {
+        self.healths.clone()
+    }
+
     /// Serves until the shutdown, then lets calls finish.
     ///
     /// # Errors

@@ -3,11 +3,10 @@
 //! One folder holds it all: the cluster in `data`, the log in `postgres.log`. PostgreSQL refuses
 //! to run as root; it then runs as the user `postgres` or `nobody`, who owns the folder.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use crm_service::bind;
@@ -19,20 +18,34 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 mod cluster;
+mod error;
 mod folder;
 mod programs;
 #[cfg(test)]
 mod scratch;
+mod supervisor;
+mod words;
 
 use cluster::{check_cluster_version, make_cluster, stop_leftover};
+pub use error::PostgresError;
+use error::io_error;
 use folder::{find_folder, prepare_folder};
 pub(crate) use programs::bin_dir;
 use programs::{Account, find_programs};
+pub use supervisor::Supervisor;
+use words::{last_lines, last_words};
 
 const OLDEST_VERSION: u32 = 15;
 const PROGRAM_LIMIT: Duration = Duration::from_secs(120);
 const START_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
+/// A recovery that takes so long is told of, again and again.
+const LONG_RECOVERY: Duration = Duration::from_secs(10);
+/// The server's log, in its folder.
+const LOG: &str = "postgres.log";
+/// The server says that a password is wrong, and that it starts or recovers (SQLSTATE).
+const WRONG_PASSWORD: &str = "28P01";
+const STARTING: &str = "57P03";
 
 /// Fast, then immediate; the latter itself kills what is left after five seconds.
 const SHUTDOWN: [(Signal, Duration); 2] =
@@ -73,53 +86,14 @@ pub struct Options {
     pub max_connections: u32,
 }
 
-/// Why there is no private server.
-#[derive(Debug, thiserror::Error)]
-pub enum PostgresError {
-    /// Neither PATH nor the usual places have a server.
-    #[error(
-        "no PostgreSQL server found: install it (Debian: `apt-get install postgresql`, macOS: \
-         `brew install postgresql`), or set CRM_POSTGRES_BIN or CRM_DATABASE_URL"
-    )]
-    NotInstalled,
-    /// The configured folder has no server.
-    #[error("{path} does not hold `postgres` and `initdb`: correct CRM_POSTGRES_BIN", path = .0.display())]
-    WrongBinDir(PathBuf),
-    /// The programs in this folder say a version that is too old, or no version.
-    #[error("PostgreSQL {OLDEST_VERSION} or newer is needed, but {path} is `{1}`", path = .0.display())]
-    WrongVersion(PathBuf, String),
-    /// A cluster is of one major version, the programs of another, and cannot read it.
-    #[error("{path} is of PostgreSQL {1}, not {2}: set CRM_POSTGRES_BIN or remove it", path = .0.display())]
-    OtherVersion(PathBuf, String, u32),
-    /// We are root, and there is no user to run the server.
-    #[error("PostgreSQL refuses root, and there is neither a user `postgres` nor `nobody`")]
-    NoAccount,
-    /// The folder is somebody else's, or in use for something else.
-    #[error("{path} must be empty and ours, or of user id {1} with mode 0700", path = .0.display())]
-    UnfitFolder(PathBuf, u32),
-    /// What could not be done, and to which file or program.
-    #[error("cannot {0} {path}", path = .1.display())]
-    Io(&'static str, PathBuf, #[source] io::Error),
-    /// A program failed; with its last words.
-    #[error("{path} failed ({1}): {2}", path = .0.display())]
-    Program(PathBuf, ExitStatus, String),
-    /// Something else listens on the port.
-    #[error(
-        "PostgreSQL cannot listen on 127.0.0.1:{0} (Address already in use); --port-base (CRM_PORT_BASE) changes the address"
-    )]
-    PortTaken(u16),
-    /// The server ended, though nobody stopped it; with the end of its log.
-    #[error("PostgreSQL ended ({0}): {1}")]
-    Exited(ExitStatus, String),
-    /// The server runs, but nobody can connect; with the end of its log.
-    #[error("PostgreSQL was not ready after {limit} s: {0}", limit = START_LIMIT.as_secs())]
-    NotReady(String),
-    /// The cluster in this folder was made with another password.
-    #[error("the superuser of {path} has another password", path = .0.display())]
-    WrongPassword(PathBuf),
-    /// The server with this process id, on this folder, ignores an immediate shutdown.
-    #[error("PostgreSQL (process {0}) on {path} does not stop", path = .1.display())]
-    DoesNotStop(u32, PathBuf),
+/// What every start of a server needs, and the first has found out.
+#[derive(Clone, Debug)]
+struct Setup {
+    account: Account,
+    bin_dir: PathBuf,
+    version: u32,
+    /// With the folder that is really used.
+    options: Options,
 }
 
 /// A running server; better [stopped](Self::stop) than dropped.
@@ -130,46 +104,56 @@ pub enum PostgresError {
 pub struct PrivatePostgres {
     server: Child,
     pid: u32,
-    /// With the folder that is really used.
-    options: Options,
+    setup: Setup,
     /// How long the log was before this start.
     log_start: u64,
     detached: bool,
 }
 
 impl PrivatePostgres {
-    /// Starts a server, on a new cluster if there is none, and waits until it takes connections.
-    /// A server that a killed process left behind is stopped first.
+    /// [Launches](Self::launch) a server, and waits until it is [ready](Self::ready).
     ///
     /// # Errors
     ///
-    /// Fails without a usable program, folder or port, or if the server does not become ready.
-    pub async fn start(
+    /// As they have.
+    pub async fn start(options: Options, progress: Progress<'_>) -> Result<Self, PostgresError> {
+        let mut server = Self::launch(options, progress).await?;
+        server.ready().await?;
+        Ok(server)
+    }
+
+    /// Launches a server, on a new cluster if there is none. A server that a killed process left
+    /// behind is stopped first.
+    ///
+    /// # Errors
+    ///
+    /// Fails without a usable program, folder or port.
+    pub async fn launch(
         mut options: Options,
         progress: Progress<'_>,
     ) -> Result<Self, PostgresError> {
         let account = Account::of_server()?;
         let (bin_dir, version) = find_programs(options.bin_dir.as_deref(), &account).await?;
         options.data_dir = prepare_folder(&options, &account, progress).await?;
-        let cluster = options.data_dir.join("data");
-        stop_leftover(&cluster, &account, progress).await?;
-        // Asked before the cluster is made, since this is the failure that people meet.
-        let address = (Ipv4Addr::LOCALHOST, options.port).into();
-        if let Err(error) = bind(address, "PostgreSQL", "").await
-            && error.kind() == ErrorKind::AddrInUse
-        {
-            return Err(PostgresError::PortTaken(options.port));
-        }
+        let setup = Setup { account, bin_dir, version, options };
+        // The port before the cluster is made, since this is the failure that people meet.
+        setup.take_over(progress).await?;
+        let cluster = setup.cluster();
         if cluster.exists() {
             check_cluster_version(&cluster, version)?;
         } else {
             progress(&format!("making a PostgreSQL {version} cluster in {}", cluster.display()));
-            make_cluster(&cluster, &bin_dir, &options, &account).await?;
+            make_cluster(&cluster, &setup.bin_dir, &setup.options, &setup.account).await?;
         }
-        let mut server = Self::spawn(&bin_dir.join("postgres"), options, &account)?;
-        server.wait_until_ready().await?;
-        tracing::info!(pid = server.pid, port = server.options.port, "PostgreSQL is ready");
-        Ok(server)
+        setup.spawn()
+    }
+
+    /// Launches it once more, where it was. Nothing is made: a cluster that is not there may be on
+    /// a disk that is away for a moment.
+    async fn launch_again(&self) -> Result<Self, PostgresError> {
+        self.setup.take_over(&|_| {}).await?;
+        check_cluster_version(&self.setup.cluster(), self.setup.version)?;
+        self.setup.clone().spawn()
     }
 
     /// Removes the folder of a server with all its data, and stops a server
@@ -190,65 +174,64 @@ impl PrivatePostgres {
         }
     }
 
-    fn spawn(program: &Path, options: Options, account: &Account) -> Result<Self, PostgresError> {
-        let log_path = options.data_dir.join("postgres.log");
-        let (log_start, stdout, stderr) = account
-            .open(OpenOptions::new().append(true).create(true), &log_path)
-            .and_then(|log| Ok((log.metadata()?.len(), log.try_clone()?, log)))
-            .map_err(io_error("open", &log_path))?;
-        let mut command = account.command(program);
-        command.arg("-D").arg(options.data_dir.join("data"));
-        command.arg("-c").arg(format!("port={}", options.port));
-        command.arg("-c").arg(format!("max_connections={}", options.max_connections));
-        // Instead of opening every file after a crash.
-        let sync = cfg!(target_os = "linux").then_some("recovery_init_sync_method=syncfs");
-        let fast = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"];
-        let fast = fast.into_iter().filter(|_| !options.durable);
-        command.args(SETTINGS.into_iter().chain(sync).chain(fast).flat_map(|s| ["-c", s]));
-        command.stdout(stdout).stderr(stderr).kill_on_drop(false);
-        let server = command.spawn().map_err(io_error("run", program))?;
-        // It has an id, because nobody has waited for it yet.
-        let pid = server.id().unwrap_or_default();
-        Ok(Self { server, pid, options, log_start, detached: false })
-    }
-
-    async fn wait_until_ready(&mut self) -> Result<(), PostgresError> {
-        let deadline = Instant::now() + START_LIMIT;
+    /// Waits until it takes connections. It has a minute, and whatever it needs to recover from a
+    /// crash: it would begin anew at its next start.
+    ///
+    /// # Errors
+    ///
+    /// When it ends, or does not become ready.
+    pub async fn ready(&mut self) -> Result<(), PostgresError> {
+        let mut deadline = Instant::now() + START_LIMIT;
+        let mut recovery = None;
         while Instant::now() < deadline {
             let attempt = timeout(Duration::from_secs(5), self.connect_options().connect()).await;
             // Asked after the attempt, which may have reached another server.
-            let status = self.server.try_wait().map_err(io_error("await", &self.options.data_dir));
+            let status = self.server.try_wait().map_err(io_error("await", self.data_dir()));
             if let Some(status) = status? {
-                return Err(PostgresError::Exited(status, self.log_tail()));
+                return Err(PostgresError::Exited(status, self.last_words()));
             }
             match attempt {
                 // The server is ready, whether or not the farewell arrives.
-                Ok(Ok(connection)) => return connection.close().await.or(Ok(())),
-                Ok(Err(sqlx::Error::Database(error)))
-                    if error.code().as_deref() == Some("28P01") =>
-                {
-                    return Err(PostgresError::WrongPassword(self.options.data_dir.clone()));
+                Ok(Ok(connection)) => {
+                    let (pid, port) = (self.pid, self.setup.options.port);
+                    tracing::info!(pid, port, "PostgreSQL is ready");
+                    return connection.close().await.or(Ok(()));
                 }
-                Ok(Err(_)) | Err(_) => sleep(POLL).await,
+                Ok(Err(error)) => match sql_state(&error).as_deref() {
+                    Some(WRONG_PASSWORD) => {
+                        return Err(PostgresError::WrongPassword(self.data_dir().to_owned()));
+                    }
+                    Some(STARTING) => {
+                        deadline = Instant::now() + START_LIMIT;
+                        if recovery.get_or_insert_with(Instant::now).elapsed() > LONG_RECOVERY {
+                            tracing::info!("PostgreSQL recovers from a crash");
+                            recovery = None;
+                        }
+                    }
+                    Some(_) | None => {}
+                },
+                Err(_) => {}
             }
+            sleep(POLL).await;
         }
-        Err(PostgresError::NotReady(self.log_tail()))
+        Err(PostgresError::NotReady(self.last_words()))
     }
 
     /// How the superuser connects to the database `postgres`. Its `Debug` shows the password.
     pub fn connect_options(&self) -> PgConnectOptions {
+        let options = &self.setup.options;
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
-            .port(self.options.port)
+            .port(options.port)
             .username("postgres")
-            .password(self.options.superuser_password.expose_secret())
+            .password(options.superuser_password.expose_secret())
             .database("postgres")
             .ssl_mode(PgSslMode::Disable)
     }
 
     /// The folder that is really used: the cluster is its `data`, the log its `postgres.log`.
     pub fn data_dir(&self) -> &Path {
-        &self.options.data_dir
+        &self.setup.options.data_dir
     }
 
     /// The process id of the postmaster.
@@ -256,20 +239,25 @@ impl PrivatePostgres {
         self.pid
     }
 
-    /// Stops the server: open transactions are rolled back, the rest is written.
+    /// Stops the server: open transactions are rolled back, the rest is written. One that has ended
+    /// is as good as stopped.
     ///
     /// # Errors
     ///
     /// Fails if the server survives a fast and an immediate shutdown, 15 seconds in all.
     pub async fn stop(mut self) -> Result<(), PostgresError> {
+        self.end().await
+    }
+
+    async fn end(&mut self) -> Result<(), PostgresError> {
         for (signal, patience) in SHUTDOWN {
             self.signal(signal);
             if let Ok(ended) = timeout(patience, self.server.wait()).await {
-                return ended.map(drop).map_err(io_error("await", &self.options.data_dir));
+                return ended.map(drop).map_err(io_error("await", self.data_dir()));
             }
             tracing::warn!(pid = self.pid, "PostgreSQL does not stop");
         }
-        Err(PostgresError::DoesNotStop(self.pid, self.options.data_dir.clone()))
+        Err(PostgresError::DoesNotStop(self.pid, self.data_dir().to_owned()))
     }
 
     /// Leaves the server running, and answers the process id for whoever stops it with SIGINT.
@@ -281,8 +269,8 @@ impl PrivatePostgres {
     /// Waits until the server ends on its own, and answers how: [`PostgresError::Exited`].
     pub async fn exited(&mut self) -> PostgresError {
         match self.server.wait().await {
-            Ok(status) => PostgresError::Exited(status, self.log_tail()),
-            Err(error) => io_error("await", &self.options.data_dir)(error),
+            Ok(status) => PostgresError::Exited(status, self.last_words()),
+            Err(error) => io_error("await", self.data_dir())(error),
         }
     }
 
@@ -293,13 +281,50 @@ impl PrivatePostgres {
         }
     }
 
-    fn log_tail(&self) -> String {
-        let mut log = Vec::new();
-        let read = File::open(self.options.data_dir.join("postgres.log")).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.log_start))?;
-            file.read_to_end(&mut log)
-        });
-        read.map_or_else(|error| format!("no log: {error}"), |_| last_lines(&log))
+    fn last_words(&self) -> String {
+        last_words(self.data_dir(), self.log_start)
+    }
+}
+
+impl Setup {
+    fn cluster(&self) -> PathBuf {
+        self.options.data_dir.join("data")
+    }
+
+    /// Stops a server that was left behind on the cluster, and makes sure of the port.
+    async fn take_over(&self, progress: Progress<'_>) -> Result<(), PostgresError> {
+        stop_leftover(&self.cluster(), &self.account, progress).await?;
+        let address = (Ipv4Addr::LOCALHOST, self.options.port).into();
+        match bind(address, "PostgreSQL", "").await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                Err(PostgresError::PortTaken(self.options.port))
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
+    fn spawn(self) -> Result<PrivatePostgres, PostgresError> {
+        let Self { account, bin_dir, options, .. } = &self;
+        let log_path = options.data_dir.join(LOG);
+        let (log_start, stdout, stderr) = account
+            .open(OpenOptions::new().append(true).create(true), &log_path)
+            .and_then(|log| Ok((log.metadata()?.len(), log.try_clone()?, log)))
+            .map_err(io_error("open", &log_path))?;
+        let program = bin_dir.join("postgres");
+        let mut command = account.command(&program);
+        command.arg("-D").arg(self.cluster());
+        command.arg("-c").arg(format!("port={}", options.port));
+        command.arg("-c").arg(format!("max_connections={}", options.max_connections));
+        // Instead of opening every file after a crash.
+        let sync = cfg!(target_os = "linux").then_some("recovery_init_sync_method=syncfs");
+        let fast = ["fsync=off", "synchronous_commit=off", "full_page_writes=off"];
+        let fast = fast.into_iter().filter(|_| !options.durable);
+        command.args(SETTINGS.into_iter().chain(sync).chain(fast).flat_map(|s| ["-c", s]));
+        command.stdout(stdout).stderr(stderr).kill_on_drop(false);
+        let server = command.spawn().map_err(io_error("run", program))?;
+        // It has an id, because nobody has waited for it yet.
+        let pid = server.id().unwrap_or_default();
+        Ok(PrivatePostgres { server, pid, setup: self, log_start, detached: false })
     }
 }
 
@@ -320,7 +345,11 @@ async fn run(command: &mut Command) -> Result<String, PostgresError> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(PostgresError::Program(program, output.status, last_lines(&output.stderr)))
+    Err(PostgresError::Program(
+        program,
+        output.status,
+        last_lines(String::from_utf8_lossy(&output.stderr).lines()),
+    ))
 }
 
 /// Signals one process; it fails only if that has just ended, as is wanted.
@@ -330,16 +359,6 @@ fn send_signal(pid: u32, signal: Signal) {
     }
 }
 
-/// The last lines, as one.
-fn last_lines(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(4)..].join(" | ")
-}
-
-fn io_error(
-    action: &'static str,
-    path: impl AsRef<Path>,
-) -> impl FnOnce(io::Error) -> PostgresError {
-    move |source| PostgresError::Io(action, path.as_ref().to_owned(), source)
+fn sql_state(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
 }

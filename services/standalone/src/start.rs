@@ -1,20 +1,23 @@
 //! `crm start`.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::io::Write as _;
 use std::time::Instant;
 
 use crm_clock::Clock;
+use crm_service::Health;
 use crm_tenant_registry::PurgeSettings;
 use secrecy::ExposeSecret as _;
 use sqlx::postgres::PgConnectOptions;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{Addresses, Config, Listeners, SPARES, Suite};
 use crate::cli::Options;
-use crate::data::DataDir;
+use crate::data::{DataDir, Secrets};
 use crate::demo;
-use crate::postgres::{self, PrivatePostgres};
+use crate::postgres::{self, PrivatePostgres, Supervisor};
 
 /// The private server's maximum: enough for two data services of the default
 /// session budget, the registry's own connections and the reserve.
@@ -22,11 +25,12 @@ const MAX_CONNECTIONS: u32 = 160;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Starts PostgreSQL and every service, and serves until `shutdown`.
+/// Starts PostgreSQL and every service, and serves until `shutdown`. A private
+/// PostgreSQL that ends is started again.
 ///
 /// # Errors
 ///
-/// When something cannot start, or ends on its own.
+/// When something cannot start, or a service ends on its own.
 pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Result<(), Failure> {
     let started = Instant::now();
     let data = DataDir::create(&options.data_dir)?;
@@ -39,42 +43,55 @@ pub(crate) async fn start(options: Options, shutdown: CancellationToken) -> Resu
         listeners = Listeners::bind(&addresses) => listeners?,
         () = shutdown.cancelled() => return Ok(()),
     };
-    let mut postgres = match &external {
-        Some(_) => None,
-        None => {
-            say("starting PostgreSQL");
-            let settings = postgres::Options {
-                data_dir: data.postgres(),
-                port: options.postgres_port(),
-                bin_dir: options.postgres_bin.clone(),
-                superuser_password: secrets.superuser.clone(),
-                durable: true,
-                max_connections: MAX_CONNECTIONS,
-            };
-            // Not interrupted: half a cluster would be left. A second signal
-            // aborts this, too.
-            Some(PrivatePostgres::start(settings, &say).await?)
-        }
+    if let Some(superuser) = external {
+        // How it is kept running is its operator's concern.
+        let (_, is_up) = watch::channel(true);
+        let config = config(&options, superuser, secrets);
+        return Box::pin(serve(config, listeners, &options, started, is_up, shutdown)).await;
+    }
+    say("starting PostgreSQL");
+    let settings = postgres::Options {
+        data_dir: data.postgres(),
+        port: options.postgres_port(),
+        bin_dir: options.postgres_bin.clone(),
+        superuser_password: secrets.superuser.clone(),
+        durable: true,
+        max_connections: MAX_CONNECTIONS,
     };
-    let superuser = external.or(postgres.as_ref().map(PrivatePostgres::connect_options));
-    let superuser = superuser.ok_or("there is no PostgreSQL")?;
-    let config = Config {
+    // Not interrupted: half a cluster would be left. A second signal aborts
+    // this, too.
+    let mut postgres = PrivatePostgres::launch(settings, &say).await?;
+    let is_ready = tokio::select! {
+        ready = postgres.ready() => ready.map(|()| true)?,
+        () = shutdown.cancelled() => false,
+    };
+    let config = config(&options, postgres.connect_options(), secrets);
+    let mut postgres = Supervisor::new(postgres);
+    let outcome = if is_ready {
+        let is_up = postgres.is_up();
+        // It is large.
+        let serving = Box::pin(serve(config, listeners, &options, started, is_up, shutdown));
+        tokio::select! {
+            served = serving => served,
+            never = postgres.keep() => match never {},
+        }
+    } else {
+        Ok(())
+    };
+    say("stopping PostgreSQL");
+    postgres.stop().await?;
+    outcome
+}
+
+fn config(options: &Options, superuser: PgConnectOptions, secrets: Secrets) -> Config {
+    Config {
         superuser,
         secrets,
         edge_origins: options.edge_origins.clone(),
         session_budget: options.session_budget.into(),
         spares: SPARES,
         purge: PurgeSettings::default(),
-    };
-    let outcome = tokio::select! {
-        served = serve(config, listeners, &options, started, shutdown.clone()) => served,
-        ended = died(&mut postgres) => Err(ended.into()),
-    };
-    if let Some(postgres) = postgres {
-        say("stopping PostgreSQL");
-        postgres.stop().await?;
     }
-    outcome
 }
 
 async fn serve(
@@ -82,6 +99,7 @@ async fn serve(
     listeners: Listeners,
     options: &Options,
     started: Instant,
+    is_up: watch::Receiver<bool>,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     say("starting tenant-registry, contacts and messaging");
@@ -101,14 +119,34 @@ async fn serve(
         started.elapsed().as_secs_f32(),
         guide(options, &addresses)
     ));
-    suite.run(shutdown).await
+    let following = follow(suite.healths(), is_up, shutdown.clone());
+    tokio::select! {
+        served = suite.run(shutdown) => served,
+        never = following => match never {},
+    }
 }
 
-async fn died(postgres: &mut Option<PrivatePostgres>) -> postgres::PostgresError {
-    match postgres {
-        Some(postgres) => postgres.exited().await,
-        None => std::future::pending().await,
-    }
+/// Says to health checks that nothing serves while PostgreSQL is away, until the
+/// shutdown, which tells them itself.
+async fn follow(
+    healths: Vec<Health>,
+    mut is_up: watch::Receiver<bool>,
+    shutdown: CancellationToken,
+) -> Infallible {
+    let telling = async {
+        loop {
+            let serves = *is_up.borrow_and_update();
+            for health in &healths {
+                health.set(serves).await;
+            }
+            if is_up.changed().await.is_err() {
+                // Nobody looks after PostgreSQL.
+                return;
+            }
+        }
+    };
+    shutdown.run_until_cancelled(telling).await;
+    std::future::pending().await
 }
 
 /// The superuser of a PostgreSQL that is not ours.

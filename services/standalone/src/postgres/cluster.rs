@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use secrecy::ExposeSecret;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -27,17 +29,12 @@ pub(super) async fn stop_leftover(
     progress: Progress<'_>,
 ) -> Result<(), PostgresError> {
     let lock_path = cluster.join("postmaster.pid");
-    let Ok(lock) = fs::read_to_string(&lock_path) else { return Ok(()) };
+    let Ok(lock) = fs::read(&lock_path) else { return Ok(()) };
+    let lock = String::from_utf8_lossy(&lock);
     let (first, rest) = lock.split_once('\n').unwrap_or_default();
     let pid = first.parse().unwrap_or(0);
     if !is_postmaster(pid, cluster).await {
-        // PostgreSQL would respect this stale file if it is empty, or if its process id is another
-        // program's by now. It never respects its own parent's id, and still looks in the rest of
-        // the file for what it needs to find orphaned sessions.
-        return account
-            .open(OpenOptions::new().write(true).truncate(true), &lock_path)
-            .and_then(|mut file| write!(file, "{}\n{rest}", std::process::id()))
-            .map_err(io_error("write", &lock_path));
+        return if is_gone(pid) { Ok(()) } else { disown(&lock_path, rest, account) };
     }
     progress("stopping the PostgreSQL server that an earlier run left behind");
     for (signal, patience) in SHUTDOWN {
@@ -51,6 +48,25 @@ pub(super) async fn stop_leftover(
         }
     }
     Err(PostgresError::DoesNotStop(pid, cluster.to_owned()))
+}
+
+/// Makes PostgreSQL pass over a stale file that it would respect: one without a process id, or
+/// whose process id is another program's by now. It never respects its own parent's id, and still
+/// looks in the rest of the file for what it needs to find orphaned sessions. There is a whole file
+/// at any moment, also where the disk is full.
+fn disown(lock_path: &Path, rest: &str, account: &Account) -> Result<(), PostgresError> {
+    let part = lock_path.with_extension("part");
+    account
+        .open(OpenOptions::new().write(true).create(true).truncate(true), &part)
+        .and_then(|mut file| write!(file, "{}\n{rest}", std::process::id()))
+        .and_then(|()| fs::rename(&part, lock_path))
+        .map_err(io_error("write", lock_path))
+}
+
+/// Whether there is no such process, so that PostgreSQL respects no file with its id.
+fn is_gone(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
 }
 
 /// Whether the process is the server of this cluster, not a later one with the same id.
@@ -110,6 +126,39 @@ fn remove_unfinished(folder: &Path) {
         let removed = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
         if let Err(error) = removed {
             tracing::warn!(%error, path = %entry.path().display(), "cannot remove a leftover");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::geteuid;
+
+    use super::*;
+    use crate::postgres::scratch::Scratch;
+
+    #[tokio::test]
+    async fn a_stale_lock_file_keeps_no_server_from_starting() {
+        let scratch = Scratch::new("stale");
+        let path = scratch.0.join("postmaster.pid");
+        let account = Account { uid: geteuid().as_raw(), gid: None };
+        let ours = std::process::id();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let gone = format!("{}\n/data\n", gone.id());
+        // PostgreSQL would respect all but the last, and end.
+        for (left, expected) in [
+            (&b""[..], format!("{ours}\n")),
+            (b"half a fi", format!("{ours}\n")),
+            (b"\xff\xfe\n/data\n", format!("{ours}\n/data\n")),
+            (b"1\n/data\n", format!("{ours}\n/data\n")),
+            (gone.as_bytes(), gone.clone()),
+        ] {
+            fs::write(&path, left).unwrap();
+
+            stop_leftover(&scratch.0, &account, &|_| {}).await.unwrap();
+
+            assert_eq!(fs::read_to_string(&path).unwrap(), expected);
         }
     }
 }

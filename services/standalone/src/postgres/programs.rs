@@ -22,6 +22,7 @@ const INSTALLED: [(&str, &str); 3] = [
 ];
 
 /// Who runs the programs: we ourselves or, if we are root, another user.
+#[derive(Clone, Debug)]
 pub(super) struct Account {
     pub(super) uid: u32,
     /// Set if it is another user.

@@ -5,6 +5,7 @@
 mod configuration;
 #[path = "../installation/mod.rs"]
 mod installation;
+mod outage;
 mod released;
 mod stop;
 

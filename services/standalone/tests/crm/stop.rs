@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
@@ -16,30 +15,30 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
+use crate::PATIENCE;
 use crate::installation::{Installation, text};
-use crate::{PATIENCE, postmaster};
 
 /// How long a process that is asked to stop may take.
-const STOPS_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const STOPS_WITHIN: Duration = Duration::from_secs(10);
 /// How long where calls hang: 8 seconds, and what a busy machine adds.
 const HANGING_STOPS_WITHIN: Duration = Duration::from_secs(20);
 /// How long one that is asked twice may take.
 const ABORTS_WITHIN: Duration = Duration::from_secs(3);
 /// How often a test looks.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What comes sooner after a signal is the same signal.
 const SAME_SIGNAL: Duration = Duration::from_millis(600);
 /// How many callers each way has.
-const CALLERS: usize = 16;
+pub(crate) const CALLERS: usize = 16;
 
 impl Installation {
     /// The administrator of its tenant.
-    fn admin(&self) -> Client {
+    pub(crate) fn admin(&self) -> Client {
         let token = self.output(&["token", "--tenant", "demo"]);
         Client::new(text(&token.stdout).trim())
     }
 
-    fn channel(&self, client: &Client, port: u16) -> Channel {
+    pub(crate) fn channel(&self, client: &Client, port: u16) -> Channel {
         client.channel(([127, 0, 0, 1], port).into())
     }
 
@@ -56,7 +55,11 @@ impl Installation {
     }
 }
 
-async fn create(client: Client, channel: Channel, display_name: String) -> Result<Contact, Status> {
+pub(crate) async fn create(
+    client: Client,
+    channel: Channel,
+    display_name: String,
+) -> Result<Contact, Status> {
     let email = "ada@example.com".to_owned();
     let contact = Contact { display_name, email, ..Contact::default() };
     let request = CreateContactRequest { contact: Some(contact), ..Default::default() };
@@ -72,7 +75,7 @@ async fn say(client: Client, to: Channel, parent: String, number: u64) -> Result
 }
 
 /// The numbers of the contacts whose names begin so.
-async fn created(client: &Client, channel: Channel, prefix: &str) -> BTreeSet<u64> {
+pub(crate) async fn created(client: &Client, channel: Channel, prefix: &str) -> BTreeSet<u64> {
     let mut contacts = ContactServiceClient::new(channel);
     let mut request = ListContactsRequest { page_size: 1000, ..Default::default() };
     let mut numbers = BTreeSet::new();
@@ -221,19 +224,4 @@ async fn a_second_signal_aborts_though_calls_hang() {
     running.signal("INT");
 
     assert_eq!(running.wait(ABORTS_WITHIN).code(), Some(143));
-}
-
-#[tokio::test]
-async fn it_ends_with_a_failure_when_its_postgresql_ends() {
-    let installation = Installation::new("orphan");
-    let mut running = installation.start();
-    running.wait_until_it_serves();
-    let pid = postmaster(&installation.folder.join("data"));
-
-    assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
-
-    let log = installation.folder.join("log");
-    assert_eq!(running.wait(PATIENCE).code(), Some(1));
-    let told = fs::read_to_string(log).unwrap();
-    assert!(told.contains("crm: PostgreSQL"), "{told}");
 }

@@ -1,0 +1,86 @@
+//! Its PostgreSQL ends: it is started again, and nothing else ends.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use crm_testing::{Traffic, ask_admin, code_and_reason};
+use tonic::Code;
+
+use crate::installation::{Installation, text};
+use crate::stop::{CALLERS, LOOK_EVERY, STOPS_WITHIN, create, created};
+use crate::{PATIENCE, postmaster};
+
+impl Installation {
+    /// Waits until `/readyz` answers with this status.
+    async fn answers(&self, status: u16) {
+        let admin = ([127, 0, 0, 1], self.port_base + 10).into();
+        let until = Instant::now() + PATIENCE;
+        while ask_admin(admin, "/readyz").await.0 != status {
+            assert!(Instant::now() < until, "not {status}: {}", self.told());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until these words are in its log.
+    async fn says(&self, words: &str) {
+        let until = Instant::now() + PATIENCE;
+        while !self.told().contains(words) {
+            assert!(Instant::now() < until, "{words} is not in {}", self.told());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap()
+    }
+}
+
+/// Kills PostgreSQL, which cannot start on data that says another version.
+fn kill_for_longer(data: &Path) {
+    fs::write(data.join("postgres/data/PG_VERSION"), "9\n").unwrap();
+    let pid = postmaster(data);
+    assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_postgresql_is_started_again_and_nothing_that_was_acknowledged_is_lost() {
+    let installation = Installation::new("outage");
+    let mut running = installation.start();
+    running.wait_until_it_serves();
+    let data = installation.folder.join("data");
+    let version = fs::read(data.join("postgres/data/PG_VERSION")).unwrap();
+    let admin = installation.admin();
+    let contacts = installation.channel(&admin, installation.port_base + 2);
+    let (client, channel) = (admin.clone(), contacts.clone());
+    let traffic = Traffic::start(CALLERS, move |number| {
+        let made = create(client.clone(), channel.clone(), number.to_string());
+        async { made.await.map(drop) }
+    });
+    traffic.flows(4 * CALLERS).await;
+
+    kill_for_longer(&data);
+
+    // Away: it says so, says why, and refuses by name.
+    let outcomes = traffic.ended().await;
+    installation.answers(503).await;
+    installation.says("is of PostgreSQL 9").await;
+    let refused = code_and_reason(create(admin.clone(), contacts.clone(), "away".into()).await);
+    assert_eq!(refused, (Code::Unavailable, "DEPENDENCY_UNAVAILABLE".to_owned()));
+
+    // Back: all by itself.
+    fs::write(data.join("postgres/data/PG_VERSION"), version).unwrap();
+    installation.answers(200).await;
+    let there = created(&admin, contacts.clone(), "").await;
+    assert!(outcomes.answered.is_subset(&there), "{:?}", outcomes.answered.difference(&there));
+    create(admin, contacts, "back".to_owned()).await.unwrap();
+
+    // A stop does not wait until it is back.
+    kill_for_longer(&data);
+    installation.answers(503).await;
+    running.signal("INT");
+    assert!(running.wait(STOPS_WITHIN).success(), "{}", installation.told());
+    let left = Command::new("pgrep").arg("-f").arg(&data).output().unwrap();
+    assert_eq!(text(&left.stdout), "");
+}
