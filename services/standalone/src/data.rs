@@ -1,6 +1,6 @@
 //! The data folder: a lock, and secrets in files that only their owner reads.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ impl DataDir {
         Ok(Self { path: path.to_owned() })
     }
 
-    /// Keeps other processes out.
+    /// Keeps other processes out. Whoever can open the file can lock it: that is its owner alone.
     ///
     /// # Errors
     ///
@@ -96,8 +96,11 @@ impl DataDir {
     pub fn lock(&self) -> Result<DataLock, DataError> {
         let path = self.path.join("lock");
         let failed = |error| DataError::Io(path.clone(), error);
-        let file = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).write(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(failed)?;
+        // One that an earlier version made.
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(DataLock(file)),
             Err(TryLockError::WouldBlock) => Err(DataError::InUse(self.path.clone())),
@@ -163,5 +166,27 @@ impl DataDir {
         writeln!(file, "{}", secret.expose_secret())?;
         file.sync_all()?;
         fs::rename(part, path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::scratch::Scratch;
+
+    #[test]
+    fn the_lock_can_be_taken_by_its_owner_alone() {
+        let scratch = Scratch::new("lock");
+        let (data, lock) = (DataDir::create(&scratch.0).unwrap(), scratch.0.join("lock"));
+        let mode = || fs::metadata(&lock).unwrap().permissions().mode() & 0o777;
+
+        drop(data.lock().unwrap());
+        assert_eq!(mode(), 0o600);
+
+        // As an earlier version left it.
+        fs::set_permissions(&lock, Permissions::from_mode(0o644)).unwrap();
+        let _lock = data.lock().unwrap();
+        assert_eq!(mode(), 0o600);
+        assert!(matches!(data.lock(), Err(DataError::InUse(_))));
     }
 }

@@ -22,7 +22,7 @@ mod error;
 mod folder;
 mod programs;
 #[cfg(test)]
-mod scratch;
+pub(crate) mod scratch;
 mod supervisor;
 mod words;
 
