@@ -18,7 +18,7 @@ use crate::migration::model::is_service;
 use crate::migration::{MigrationFilter, MigrationKey, ServiceMigrations, TenantMigration};
 use crate::purge::Certificate;
 use crate::schema::NewMigration;
-use crate::tenant::model::is_slug;
+use crate::tenant::slug::is_label;
 use crate::tenant::{Field, NewTenant, Target, Tenant, TenantFilter, TenantKey, TenantPatch};
 
 /// After how long a tenant's statement is ended.
@@ -86,7 +86,7 @@ pub(super) fn tenant_key(
     if let Some(id) = names::parse("tenants", name) {
         return Some(TenantKey::Id(id));
     }
-    let slug = name.strip_prefix("tenants/").filter(|slug| is_slug(slug));
+    let slug = name.strip_prefix("tenants/").filter(|slug| is_label(slug));
     if slug.is_none() && !name.is_empty() {
         violations.add(field, "RESOURCE_NAME", "`tenants/` and a UUID or a slug.");
     }

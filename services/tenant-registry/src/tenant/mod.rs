@@ -2,6 +2,7 @@
 
 mod error;
 pub(crate) mod model;
+pub(crate) mod slug;
 mod store;
 
 use chrono::{DateTime, Utc};
@@ -152,7 +153,7 @@ impl Tenants {
         let state = if is_ready { State::Active } else { State::Provisioning };
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
-            None => model::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
+            None => slug::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
         };
         let now = self.clock.now();
         for slug in slugs {
@@ -169,7 +170,7 @@ impl Tenants {
         let tenant_id = self.clock.new_id();
         let slugs = match &new.slug {
             Some(slug) => vec![slug.clone()],
-            None => model::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
+            None => slug::derived_slugs(&new.display_name, tenant_id, SLUG_ATTEMPTS),
         };
         for slug in slugs {
             if store::get(&mut connection, &TenantKey::Slug(slug.clone())).await?.is_none() {

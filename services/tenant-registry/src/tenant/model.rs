@@ -1,4 +1,4 @@
-//! What a tenant is, what can be done to it, and the rules of its slug.
+//! What a tenant is, and what can be done to it.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,10 @@ use crm_service::text::is_blank;
 use uuid::Uuid;
 
 use super::error::TenantError;
+use super::slug::is_slug;
 
-/// The longest slug: a DNS label (RFC 1035, section 2.3.4).
-const MAX_SLUG: usize = 63;
-const MIN_SLUG: usize = 3;
 /// How long a deleted tenant can be restored.
 pub(crate) const GRACE: TimeDelta = TimeDelta::days(30);
-/// Room for the suffix that makes a derived slug unique, and for the prefix of
-/// one that would not begin with a letter.
-const MAX_DERIVED: usize = MAX_SLUG - 15;
-/// Names that would be mistaken for the platform's own.
-const RESERVED: [&str; 9] =
-    ["admin", "api", "app", "crm", "mail", "static", "status", "support", "www"];
 
 /// Input to create a tenant.
 #[derive(Clone, Debug)]
@@ -125,8 +117,8 @@ impl NewTenant {
             violations.add(
                 "tenant.slug",
                 "SLUG",
-                "3 to 63 of a-z, 0-9 and `-`; the first a letter, the last no `-`; \
-                 neither a UUID nor a reserved name.",
+                "3 to 63 of a-z, 0-9 and `-`; the first a letter, the last no `-`, the third and \
+                 fourth not `--`; neither a UUID nor a reserved name.",
             );
         }
     }
@@ -275,143 +267,5 @@ impl TenantPatch {
             violations.add("tenant.slug", "IMMUTABLE", "A slug never changes.");
         }
         if violations.is_empty() { Ok(()) } else { Err(violations) }
-    }
-}
-
-/// Whether a text can be a slug.
-pub(crate) fn is_slug(text: &str) -> bool {
-    let bytes = text.as_bytes();
-    (MIN_SLUG..=MAX_SLUG).contains(&bytes.len())
-        && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
-        && bytes.first().is_some_and(u8::is_ascii_lowercase)
-        && bytes.last() != Some(&b'-')
-        && Uuid::try_parse(text).is_err()
-        && !RESERVED.contains(&text)
-}
-
-/// Slugs to try for a display name of any script and length: itself, then with
-/// numbers, then with a part of the tenant's id, which is free.
-pub(crate) fn derived_slugs(display_name: &str, id: Uuid, attempts: u32) -> Vec<String> {
-    let base = slug_base(display_name);
-    let hex = id.as_simple().to_string();
-    let numbered = (2..=attempts).map(|n| format!("{base}-{n}"));
-    let unique = format!("{base}-{}", &hex[20..]);
-    std::iter::once(base.clone())
-        .filter(|slug| is_slug(slug))
-        .chain(numbered)
-        .chain([unique])
-        .collect()
-}
-
-fn slug_base(display_name: &str) -> String {
-    let ascii = deunicode::deunicode(display_name).to_ascii_lowercase();
-    let words: Vec<_> =
-        ascii.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
-    let mut slug = words.join("-");
-    slug.truncate(MAX_DERIVED);
-    let slug = slug.trim_end_matches('-');
-    if slug.is_empty() {
-        "tenant".to_owned()
-    } else if slug.len() < MIN_SLUG
-        || !slug.starts_with(|c: char| c.is_ascii_lowercase())
-        || Uuid::try_parse(slug).is_ok()
-    {
-        format!("t-{slug}")
-    } else {
-        slug.to_owned()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn slugs_of_any_display_name_are_slugs(
-            name in any::<String>(),
-            plain in "[a-z0-9A-Z -]{0,80}",
-            id: u128,
-        ) {
-            for name in [name, plain, RESERVED[(id % 9) as usize].to_owned()] {
-                let slugs = derived_slugs(&name, Uuid::from_u128(id), 9);
-
-                prop_assert!(slugs.len() >= 9);
-                for slug in slugs {
-                    prop_assert!(is_slug(&slug), "{:?} gave {:?}", name, slug);
-                    prop_assert!((3..=63).contains(&slug.len()));
-                    prop_assert!(Uuid::try_parse(&slug).is_err());
-                    prop_assert!(!RESERVED.contains(&slug.as_str()));
-                }
-            }
-        }
-
-        #[test]
-        fn a_slug_is_a_label_of_dns(text in "[a-zA-Z0-9_. -]{0,70}") {
-            let letters = text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'));
-            let begins = text.starts_with(|c: char| c.is_ascii_lowercase());
-            let is_label =
-                letters && begins && !text.ends_with('-') && (3..64).contains(&text.len());
-
-            // UUIDs and reserved names are labels, and no slugs.
-            prop_assert!(!is_slug(&text) || is_label);
-            let is_excluded = Uuid::try_parse(&text).is_ok() || RESERVED.contains(&text.as_str());
-            prop_assert_eq!(is_slug(&text), is_label && !is_excluded);
-        }
-    }
-
-    #[test]
-    fn every_display_name_has_slugs_that_are_slugs() {
-        let names = [
-            "Acme Corp",
-            "Public",
-            "pg_catalog",
-            "北京科技",
-            "Ελληνικά",
-            "شركة",
-            "🚀",
-            "\u{200b}",
-            "'; DROP--",
-            "42",
-            "x",
-            "API",
-            "Ünïcode Ümlaut GmbH & Co. KG",
-            "-----",
-            "deadbeef-dead-beef-dead-beefdeadbeef",
-            "abcdefabcdefabcdefabcdefabcdefab",
-        ];
-        let long = "长".repeat(255);
-
-        for name in names.into_iter().chain([long.as_str()]) {
-            let slugs = derived_slugs(name, Uuid::from_u128(7), 9);
-            assert!(!slugs.is_empty(), "{name:?}");
-            for slug in slugs {
-                assert!(is_slug(&slug), "{name:?} gave {slug:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_slug_never_looks_like_a_uuid_or_the_platform() {
-        for slug in [
-            "",
-            "ab",
-            "Acme",
-            "1acme",
-            "acme-",
-            "-acme",
-            "a_b_c",
-            "acme corp",
-            "api",
-            "abcdefab-cdef-abcd-efab-cdefabcdefab",
-            "abcdefabcdefabcdefabcdefabcdefab",
-        ] {
-            assert!(!is_slug(slug), "{slug:?}");
-        }
-        assert!(is_slug("acme-corp-2"));
-        assert!(is_slug(&"a".repeat(63)));
-        assert!(!is_slug(&"a".repeat(64)));
     }
 }
