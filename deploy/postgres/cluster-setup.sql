@@ -22,6 +22,18 @@ BEGIN
 END
 $$;
 
+-- Nothing of what the registry says gets into the server's log, whatever that is
+-- told to keep and however a statement ends: there are verifiers of passwords
+-- among it. It is no superuser, and cannot see to that itself.
+ALTER ROLE crm_registry SET log_statement = 'none';
+ALTER ROLE crm_registry SET log_min_duration_statement = -1;
+ALTER ROLE crm_registry SET log_min_duration_sample = -1;
+ALTER ROLE crm_registry SET log_transaction_sample_rate = 0;
+ALTER ROLE crm_registry SET log_min_error_statement = 'panic';
+ALTER ROLE crm_registry SET log_error_verbosity = 'terse';
+ALTER ROLE crm_registry SET log_parameter_max_length = 0;
+ALTER ROLE crm_registry SET log_parameter_max_length_on_error = 0;
+
 -- Templates are cloned by files, after a checkpoint.
 GRANT pg_checkpoint TO crm_registry;
 

@@ -14,13 +14,14 @@ use crm_tenant_registry::{Account, ClusterAddress, PurgeSettings, scram_verifier
 use futures_util::future::join_all;
 use http::HeaderValue;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::data::Secrets;
+use crate::password::{UNLOGGED, set_registry_password};
 
 /// The account of whoever holds the data folder.
 pub const LOCAL_OPERATOR: &str = registry::OPERATOR;
@@ -291,7 +292,7 @@ impl Listeners {
 /// have there.
 async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
     // A verifier is no password, and yet nothing for a log.
-    let superuser = config.superuser.clone().disable_statement_logging();
+    let superuser = config.superuser.clone().disable_statement_logging().options(UNLOGGED);
     let mut session = PgConnection::connect_with(&superuser).await.map_err(|error| {
         let (host, port) = (superuser.get_host(), superuser.get_port());
         format!(
@@ -300,14 +301,7 @@ async fn set_up_cluster(config: &Config) -> Result<usize, Failure> {
         )
     })?;
     sqlx::raw_sql(CLUSTER_SETUP).execute(&mut session).await?;
-    // A verifier has no character that would end the literal.
-    let verifier = scram_verifier(&config.secrets.registry)?;
-    // One transaction: of two that start at once, one waits.
-    let statement = format!(
-        "SELECT pg_advisory_xact_lock(hashtextextended('crm cluster setup', 0));
-         ALTER ROLE crm_registry PASSWORD '{verifier}'"
-    );
-    sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await?;
+    set_registry_password(&mut session, &scram_verifier(&config.secrets.registry)?).await?;
     let connections: i32 = sqlx::query_scalar(
         "SELECT current_setting('max_connections')::int
              - current_setting('superuser_reserved_connections')::int",

@@ -9,6 +9,7 @@ pub mod postgres;
 mod demo;
 mod health;
 mod migrate;
+mod password;
 mod reset;
 mod seed;
 mod start;

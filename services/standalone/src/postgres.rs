@@ -52,7 +52,7 @@ const SHUTDOWN: [(Signal, Duration); 2] =
     [(Signal::INT, Duration::from_secs(8)), (Signal::QUIT, Duration::from_secs(7))];
 
 /// Passed on the command line: they win over the files in the cluster, which need no upkeep then.
-const SETTINGS: [&str; 10] = [
+const SETTINGS: [&str; 16] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=", // nobody needs one, and its path might be too long
     "password_encryption=scram-sha-256",
@@ -63,6 +63,13 @@ const SETTINGS: [&str; 10] = [
     "log_timezone=UTC",
     "log_min_messages=warning",
     "log_line_prefix=%m [%p] %q%u@%d ",
+    // No statement gets into the log, nor what is in one: there are passwords among them.
+    "log_statement=none",
+    "log_min_duration_statement=-1",
+    "log_min_error_statement=panic",
+    "log_error_verbosity=terse",
+    "log_parameter_max_length=0",
+    "log_parameter_max_length_on_error=0",
 ];
 
 /// Is told, a sentence at a time, what takes long or is worth knowing.

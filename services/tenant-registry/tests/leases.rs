@@ -4,11 +4,15 @@
 
 use crm_proto::identity::v1::IssueServiceTokenRequest;
 use crm_proto::identity::v1::auth_service_client::AuthServiceClient;
+use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
-use crm_proto::registry::v1::{AcquireLeaseRequest, Migration, RegisterSchemaRequest};
+use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
+use crm_proto::registry::v1::{
+    AcquireLeaseRequest, CreateTenantRequest, Migration, RegisterSchemaRequest,
+};
 use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, own_server, server};
 use secrecy::ExposeSecret as _;
-use sqlx::Connection as _;
+use sqlx::{Connection as _, PgConnection};
 use tonic::{Code, Request, Status};
 
 fn service(name: &str) -> Client {
@@ -120,6 +124,60 @@ async fn only_the_right_secret_gives_a_token() {
     let faults = field_faults(auth.issue_service_token(ask("", "")).await);
     assert_eq!(faults.len(), 2);
     assert!(!format!("{:?}", ask("a", "hidden").into_inner()).contains("hidden"));
+}
+
+/// The server's log, and what it has so far.
+async fn log_of(session: &mut PgConnection) -> String {
+    let folder: String = sqlx::query_scalar("SELECT current_setting('data_directory')")
+        .fetch_one(session)
+        .await
+        .unwrap();
+    std::fs::read_to_string(std::path::Path::new(&folder).with_file_name("postgres.log")).unwrap()
+}
+
+#[tokio::test]
+async fn no_verifier_gets_into_a_log_that_is_told_to_keep_all() {
+    let server = own_server(0);
+    let mut postgres = server.superuser("postgres").await;
+    sqlx::raw_sql(
+        "ALTER ROLE ALL SET log_statement = 'all';
+         ALTER ROLE ALL SET log_min_duration_statement = 0;
+         ALTER ROLE ALL SET log_min_error_statement = 'error';
+         ALTER ROLE ALL SET log_error_verbosity = 'verbose';
+         ALTER ROLE ALL SET log_parameter_max_length = -1;
+         ALTER ROLE ALL SET log_parameter_max_length_on_error = -1",
+    )
+    .execute(&mut postgres)
+    .await
+    .unwrap();
+    // Sessions that begin from now on are logged.
+    let replica = server.replica().await;
+    let mut roles = postgres.begin().await.unwrap();
+    let lock = "LOCK TABLE pg_authid IN SHARE ROW EXCLUSIVE MODE";
+    sqlx::raw_sql(lock).execute(&mut *roles).await.unwrap();
+
+    let operator = Client::operator(&server);
+    let mut tenants = TenantServiceClient::new(operator.channel(replica.addresses.registry));
+    let tenant = pb::Tenant { display_name: "Logged".to_owned(), ..pb::Tenant::default() };
+    let request = CreateTenantRequest { tenant: Some(tenant), ..CreateTenantRequest::default() };
+    let request = operator.request(request);
+    let creating = tokio::spawn(async move { tenants.create_tenant(request).await });
+    let mut other = server.superuser("postgres").await;
+    // It fails while it makes a login of the verifier.
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
+        WHERE query LIKE '%ensure_login%' AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(cancel).fetch_one(&mut other).await.unwrap() == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    roles.rollback().await.unwrap();
+    let _created_all_the_same = creating.await.unwrap();
+
+    let log = log_of(&mut other).await;
+    assert!(log.contains("SELECT count(pg_cancel_backend(pid))"), "it is not told to keep all");
+    assert!(log.contains("canceling statement due to user request"), "{log}");
+    let told: Vec<_> = log.lines().filter(|line| line.contains("SCRAM-SHA-256$")).collect();
+    assert_eq!(told, [""; 0]);
+    replica.stop().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crm_testing::{Traffic, ask_admin, code_and_reason};
+use sqlx::AssertSqlSafe;
 use tonic::Code;
 
 use crate::installation::{Installation, text};
@@ -76,6 +77,8 @@ async fn its_postgresql_is_started_again_and_nothing_that_was_acknowledged_is_lo
     assert!(outcomes.answered.is_subset(&there), "{:?}", outcomes.answered.difference(&there));
     create(admin, contacts, "back".to_owned()).await.unwrap();
 
+    fail_with_passwords(&installation).await;
+
     // A stop does not wait until it is back.
     kill_for_longer(&data);
     installation.answers(503).await;
@@ -83,4 +86,42 @@ async fn its_postgresql_is_started_again_and_nothing_that_was_acknowledged_is_lo
     assert!(running.wait(STOPS_WITHIN).success(), "{}", installation.told());
     let left = Command::new("pgrep").arg("-f").arg(&data).output().unwrap();
     assert_eq!(text(&left.stdout), "");
+}
+
+/// Statements with a password fail, and one is cut off as PostgreSQL goes down:
+/// its log has what became of them, and not what they were.
+async fn fail_with_passwords(installation: &Installation) {
+    const PASSWORD: &str = "never-to-be-logged";
+    let mut superuser = installation.superuser("postgres").await;
+    let statement = format!("ALTER ROLE crm_registry PASSWORD '{PASSWORD}'");
+    let quoted = statement.replace('\'', "''");
+    for statement in [&statement, &format!("DO $$ BEGIN EXECUTE '{quoted}'; END $$")] {
+        let failing = format!("BEGIN READ ONLY; {statement}");
+        sqlx::raw_sql(AssertSqlSafe(failing)).execute(&mut superuser).await.unwrap_err();
+        sqlx::raw_sql("ROLLBACK").execute(&mut superuser).await.unwrap();
+    }
+    let pid: i32 =
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut superuser).await.unwrap();
+    let cut_off = format!("SELECT pg_sleep(600), '{PASSWORD}'");
+    let sleeping = tokio::spawn(async move {
+        sqlx::raw_sql(AssertSqlSafe(cut_off)).execute(&mut superuser).await.unwrap_err();
+    });
+    let mut other = installation.superuser("postgres").await;
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    while 0 == sqlx::query_scalar::<_, i64>(sleeps).fetch_one(&mut other).await.unwrap() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let mut kill = Command::new("kill");
+    assert!(kill.args(["-s", "KILL", &pid.to_string()]).status().unwrap().success());
+    sleeping.await.unwrap();
+
+    let log =
+        || fs::read_to_string(installation.folder.join("data/postgres/postgres.log")).unwrap();
+    let until = Instant::now() + PATIENCE;
+    while !log().contains("was terminated by signal 9") {
+        assert!(Instant::now() < until, "{}", log());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    assert_eq!(log().matches("in a read-only transaction").count(), 2, "{}", log());
+    assert!(!log().contains(PASSWORD), "{}", log());
 }

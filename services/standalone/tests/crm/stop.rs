@@ -43,7 +43,7 @@ impl Installation {
     }
 
     /// A superuser's connection to a database.
-    async fn superuser(&self, database: &str) -> PgConnection {
+    pub(crate) async fn superuser(&self, database: &str) -> PgConnection {
         let password = self.folder.join("data/secrets/postgres.password");
         let options = PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
