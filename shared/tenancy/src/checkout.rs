@@ -111,6 +111,7 @@ impl Checkout {
         E: From<SessionError>,
     {
         let Some(lent) = &mut self.lent else { return Err(SessionError::Panicked.into()) };
+        let began = Instant::now();
         let outcome = timeout(WORK_TIMEOUT, work(lent)).await;
         let connection = lent.connection();
         self.busy = match &outcome {
@@ -128,6 +129,7 @@ impl Checkout {
             self.cluster.activity().wrote(revision);
         }
         lent.session.last_used = Instant::now();
+        lent.session.known_open = began;
         outcome.unwrap_or_else(|_| Err(SessionError::TimedOut.into()))
     }
 

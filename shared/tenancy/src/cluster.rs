@@ -32,8 +32,10 @@ const ASK_CLOSED_FOR: Duration = Duration::from_secs(1);
 const CLOSES_WITHIN: Duration = Duration::from_millis(50);
 /// How long a session may lie idle.
 const IDLE_FOR: Duration = Duration::from_secs(120);
-/// After how long an idle session is asked whether it is still there.
-const ASK_AFTER: Duration = Duration::from_secs(1);
+/// How long ago a session may have been seen open that is used without asking
+/// whether it still is. Less than passes from the end of a suspended tenant's
+/// last session to the answer: no call that comes after that is lent a dead one.
+pub const ASK_AFTER: Duration = Duration::from_millis(20);
 /// How old a session may become, more or less a fifth.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 
@@ -117,6 +119,7 @@ impl ClusterSessions {
             }
             Ok((connection, pid))
         };
+        let known_open = Instant::now();
         let connected = timeout(CONNECT_TIMEOUT, connected).await;
         let (connection, pid) = connected.map_err(|elapsed| sqlx::Error::Io(elapsed.into()))??;
         self.activity.opened(tenant);
@@ -128,16 +131,25 @@ impl ClusterSessions {
             pid,
             closes_at: now + jittered_lifetime(tenant),
             last_used: now,
+            known_open,
             turns: 0,
         })
     }
 
-    /// Whether an idle session is still there. It is asked only if it has been
-    /// idle for a while, or if another broke since.
+    /// Whether an idle session is still there. It is asked only if it has not
+    /// answered for a while, or if another broke since.
     pub(crate) async fn is_usable(&self, session: &mut Session) -> bool {
-        let fresh = session.last_used.elapsed() < ASK_AFTER
-            && self.pool().last_broken().is_none_or(|broken| broken < session.last_used);
-        fresh || is_settled(&mut session.connection).await
+        let now = Instant::now();
+        let fresh = now.duration_since(session.known_open) < ASK_AFTER
+            && self.pool().last_broken().is_none_or(|broken| broken < session.known_open);
+        if fresh {
+            return true;
+        }
+        let settled = is_settled(&mut session.connection).await;
+        if settled {
+            session.known_open = now;
+        }
+        settled
     }
 
     /// Closes a session, and answers when the server has closed it, too: only

@@ -27,6 +27,10 @@ const DIES_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long it is known that a tenant's lease was forgotten: longer than any
 /// lives that was asked for before.
 const REMEMBERS_FOR: Duration = Duration::from_secs(20 * 60);
+/// How long the registry's word holds that a tenant is suspended or deleted, from
+/// when it was asked. Whoever opens a tenant answers only when so much time has
+/// passed since: by then nobody goes by an older word.
+pub const REFUSAL_HOLDS: Duration = Duration::from_millis(50);
 /// A tenant whose schema is too old is asked about again only after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How many tenants' leases are kept.
@@ -83,10 +87,9 @@ impl Leases {
 
     /// The lease of a tenant: one call to the registry at a time for each.
     pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
-        self.refusals.check(tenant)?;
         let acquire = || self.acquire(tenant);
         let lease = self.kept.get(tenant.as_uuid(), acquire).await;
-        let lease = lease.map_err(|status| refused(&status))?;
+        let lease = lease.map_err(|no_lease| self.refused(tenant, &no_lease))?;
         if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
             self.renew(tenant, lease.clone());
         }
@@ -111,9 +114,9 @@ impl Leases {
         };
         match self.kept.leases.entry(id).and_try_compute_with(asking).await {
             Ok(_) => {}
-            Err(status) if is_final(&status) => return Err(refused(&Arc::new(status))),
+            Err(no_lease) if no_lease.is_final() => return Err(self.refused(tenant, &no_lease)),
             // Without the registry's word, what is known stands.
-            Err(status) => tracing::debug!(%status, "a newer lease could not be had"),
+            Err(no_lease) => tracing::debug!(%no_lease, "a newer lease could not be had"),
         }
         self.get(tenant).await
     }
@@ -138,24 +141,72 @@ impl Leases {
             match leases.acquire(tenant).await {
                 Ok(lease) => leases.kept.leases.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
-                Err(status) if is_final(&status) => leases.forget(tenant.as_uuid()).await,
+                Err(no_lease) if no_lease.is_final() => leases.forget(tenant.as_uuid()).await,
                 Err(_) => old.renewing.store(false, Ordering::Relaxed),
             }
         });
     }
 
-    async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, Status> {
-        let asked = self.kept.times_forgotten();
+    async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, NoLease> {
+        let (asked, asked_at) = (self.kept.times_forgotten(), Instant::now());
         let granted = self.registry.acquire_lease(tenant).await;
+        let granted = granted.map_err(|status| NoLease { status, asked_at });
         let outcome = match &granted {
             Ok(_) => "granted",
-            Err(status) if is_final(status) => "refused",
+            Err(no_lease) if no_lease.is_final() => "refused",
             Err(_) => "unavailable",
         };
         let labels = [("service", self.service), ("outcome", outcome)];
         metrics::counter!("crm_lease_acquire_total", &labels).increment(1);
-        let granted = granted?;
-        Ok(Arc::new(Lease::new(&granted, self.application, asked)))
+        Ok(Arc::new(Lease::new(&granted?, self.application, asked)))
+    }
+
+    /// Why there is no lease. Where the registry does not answer, what it told
+    /// before holds.
+    fn refused(&self, tenant: TenantId, no_lease: &NoLease) -> SessionError {
+        if !no_lease.is_final()
+            && let Err(told) = self.refusals.check(tenant)
+        {
+            return told;
+        }
+        match crm_error::reason(&no_lease.status) {
+            Some(ErrorReason::ResourceNotFound) => SessionError::TokenVoid,
+            Some(ErrorReason::TenantInactive) => SessionError::Inactive,
+            Some(ErrorReason::TenantSuspended) => SessionError::Suspended,
+            Some(ErrorReason::TenantDeleted) => SessionError::Deleted,
+            _ => {
+                let cause = no_lease.clone().into();
+                SessionError::Unavailable("the tenant-registry gave no lease", cause)
+            }
+        }
+    }
+}
+
+/// The registry gave no lease.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{status}")]
+struct NoLease {
+    status: Status,
+    /// When it was asked, at the earliest.
+    asked_at: Instant,
+}
+
+impl NoLease {
+    /// Whether this is the registry's word on the tenant, rather than its
+    /// silence.
+    fn is_final(&self) -> bool {
+        matches!(self.status.code(), Code::NotFound | Code::FailedPrecondition)
+    }
+
+    /// Whether the tenant is refused until somebody opens it.
+    fn is_refusal(&self) -> bool {
+        let reason = crm_error::reason(&self.status);
+        matches!(reason, Some(ErrorReason::TenantSuspended | ErrorReason::TenantDeleted))
+    }
+
+    /// Whether it holds for a call that came then.
+    fn holds_for(&self, arrived: Instant) -> bool {
+        arrived < self.asked_at + REFUSAL_HOLDS
     }
 }
 
@@ -186,6 +237,9 @@ struct Kept {
     /// How often leases had been forgotten when a tenant's was last.
     forgotten: Cache<Uuid, u64>,
     times_forgotten: Arc<AtomicU64>,
+    /// Tenants that were refused a moment ago: a flood of their calls does not
+    /// become one of questions.
+    refused: Cache<Uuid, NoLease>,
 }
 
 impl Kept {
@@ -193,7 +247,9 @@ impl Kept {
         let leases = Cache::builder().max_capacity(CACHED_LEASES).time_to_live(DIES_AFTER).build();
         let forgotten =
             Cache::builder().max_capacity(CACHED_LEASES).time_to_live(REMEMBERS_FOR).build();
-        Self { leases, forgotten, times_forgotten: Arc::default() }
+        let refused =
+            Cache::builder().max_capacity(CACHED_LEASES).time_to_live(REMEMBERS_FOR).build();
+        Self { leases, forgotten, times_forgotten: Arc::default(), refused }
     }
 
     /// Read before the registry is asked for a lease.
@@ -202,13 +258,33 @@ impl Kept {
     }
 
     /// The lease of a tenant, acquired where there is none, or only one that
-    /// was asked for before it was forgotten.
-    async fn get<F>(&self, tenant: Uuid, acquire: impl Fn() -> F) -> Result<Arc<Lease>, Arc<Status>>
+    /// was asked for before it was forgotten. A refusal is no older than it
+    /// holds when the caller comes.
+    async fn get<F>(
+        &self,
+        tenant: Uuid,
+        acquire: impl Fn() -> F,
+    ) -> Result<Arc<Lease>, Arc<NoLease>>
     where
-        F: Future<Output = Result<Arc<Lease>, Status>>,
+        F: Future<Output = Result<Arc<Lease>, NoLease>>,
     {
+        let arrived = Instant::now();
+        let ask = async || match self.refused.get(&tenant).await {
+            Some(refused) if refused.holds_for(arrived) => Err(refused),
+            Some(_) | None => acquire().await,
+        };
         loop {
-            let lease = self.leases.try_get_with(tenant, acquire()).await?;
+            let lease = match self.leases.try_get_with(tenant, ask()).await {
+                Ok(lease) => lease,
+                // Another caller had asked, too long ago.
+                Err(refused) if refused.is_refusal() && !refused.holds_for(arrived) => continue,
+                Err(no_lease) => {
+                    if no_lease.is_refusal() {
+                        self.refused.insert(tenant, no_lease.as_ref().clone()).await;
+                    }
+                    return Err(no_lease);
+                }
+            };
             let forgotten = self.forgotten.get(&tenant).await.unwrap_or_default();
             if lease.asked >= forgotten {
                 return Ok(lease);
@@ -226,6 +302,7 @@ impl Kept {
         let times = self.times_forgotten.fetch_add(1, Ordering::SeqCst) + 1;
         self.forgotten.insert(tenant, times).await;
         self.leases.invalidate(&tenant).await;
+        self.refused.invalidate(&tenant).await;
     }
 }
 
@@ -256,25 +333,11 @@ fn connect_options(lease: &AcquireLeaseResponse, application: &str) -> PgConnect
         ])
 }
 
-/// Whether this is the registry's word on the tenant, rather than its silence.
-fn is_final(status: &Status) -> bool {
-    matches!(status.code(), Code::NotFound | Code::FailedPrecondition)
-}
-
-fn refused(status: &Arc<Status>) -> SessionError {
-    match crm_error::reason(status) {
-        Some(ErrorReason::ResourceNotFound) => SessionError::TokenVoid,
-        Some(ErrorReason::TenantInactive) => SessionError::Inactive,
-        Some(ErrorReason::TenantSuspended) => SessionError::Suspended,
-        Some(ErrorReason::TenantDeleted) => SessionError::Deleted,
-        _ => SessionError::Unavailable("the tenant-registry gave no lease", status.clone().into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU32;
 
+    use crm_error::ApiError;
     use tokio::sync::Notify;
 
     use super::*;
@@ -304,5 +367,28 @@ mod tests {
 
         assert_eq!((first.unwrap().generation, second.unwrap().generation), (2, 2));
         assert_eq!(times.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_holds_for_a_moment_and_for_nobody_who_came_later() {
+        let (kept, tenant, times) = (Kept::new(), Uuid::from_u128(1), AtomicU32::new(0));
+        let acquire = || async {
+            let now = Instant::now();
+            // The first was asked for too long ago, the others are ever fresh.
+            let asked_at = match times.fetch_add(1, Ordering::SeqCst) {
+                0 => now - 2 * REFUSAL_HOLDS,
+                _ => now + REMEMBERS_FOR,
+            };
+            let suspended = ApiError::new(ErrorReason::TenantSuspended, "the tenant is suspended");
+            Err(NoLease { status: suspended.into(), asked_at })
+        };
+        let asked = async || {
+            assert!(kept.get(tenant, acquire).await.unwrap_err().is_refusal());
+            times.load(Ordering::SeqCst)
+        };
+
+        assert_eq!([asked().await, asked().await], [2, 2]);
+        kept.forget(tenant).await;
+        assert_eq!(asked().await, 3);
     }
 }

@@ -21,6 +21,8 @@ mod trace;
 mod watch;
 
 pub use checkout::TenantSession;
+pub use cluster::ASK_AFTER;
 pub use error::{DatabaseError, SessionError, StoreError};
+pub use lease::REFUSAL_HOLDS;
 pub use registry::{Migration, RegistryClient, RegistryEndpoints};
 pub use sessions::{Settings, TenantSessions};

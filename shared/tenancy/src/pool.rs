@@ -30,6 +30,9 @@ pub(crate) struct Session {
     /// When it is closed at the latest.
     pub(crate) closes_at: Instant,
     pub(crate) last_used: Instant,
+    /// A moment at which the server had not ended it yet: before it was last
+    /// asked for what it then answered.
+    pub(crate) known_open: Instant,
     /// How many callers it was handed to while others queued.
     pub(crate) turns: u32,
 }

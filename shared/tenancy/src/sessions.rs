@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use crm_auth::{TenantClaims, TenantContext, TenantId};
 use crm_proto::registry::v1::TenantCalls;
+use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use opentelemetry::trace::FutureExt as _;
+use sqlx::Connection as _;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -130,14 +132,18 @@ impl TenantSessions {
         self.0.tasks.spawn(task).await.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
     }
 
-    /// Whether work for the caller could begin: the tenant is served, and the
-    /// token is still good for it. For answers that need no session.
+    /// Whether work for the caller could be done: the tenant is served, and the
+    /// token is still good for it. For answers that need nothing of its
+    /// database. That is asked all the same: it alone always knows.
     ///
     /// # Errors
     ///
-    /// Why [`TenantSessions::run`] would get no lease.
+    /// Why [`TenantSessions::run`] would not do it.
     pub async fn check(&self, context: &TenantContext) -> Result<(), SessionError> {
-        self.0.lease(context.tenant(), context.tenant_claims()).await.map(drop)
+        self.run(context, |session| {
+            async move { session.connection().ping().await.map_err(unreachable) }.boxed()
+        })
+        .await
     }
 
     /// Waits for the work that still runs, for a second at most: what takes
@@ -217,24 +223,38 @@ impl Shared {
         claims: TenantClaims,
     ) -> Result<Checkout, SessionError> {
         let lease = self.lease(tenant, claims).await?;
-        let cluster = self.cluster(&lease);
+        let error = match self.check_out_with(tenant, &lease).await {
+            Err(error @ SessionError::Unavailable(..)) => error,
+            outcome => return outcome,
+        };
+        // Where the server did not honour the lease, it was forgotten, and the
+        // registry says why; or it has a better one, as after a resumption.
+        let newer = self.lease(tenant, claims).await?;
+        if Arc::ptr_eq(&newer, &lease) {
+            return Err(error);
+        }
+        self.check_out_with(tenant, &newer).await
+    }
+
+    async fn check_out_with(
+        &self,
+        tenant: TenantId,
+        lease: &Lease,
+    ) -> Result<Checkout, SessionError> {
+        let cluster = self.cluster(lease);
         let mut checkout = loop {
-            if let Some(checkout) = self.take_turn(&cluster, tenant, &lease).await? {
+            if let Some(checkout) = self.take_turn(&cluster, tenant, lease).await? {
                 break checkout;
             }
         };
         if !checkout.is_opening() {
             return Ok(checkout);
         }
-        let opened = cluster.open(tenant, &lease).await;
+        let opened = cluster.open(tenant, lease).await;
         if opened.as_ref().is_err_and(is_lease_void) {
+            // Before the checkout ends, and those who wait for it ask why.
             self.leases.forget(tenant.as_uuid()).await;
-            // The registry may know why.
-            self.leases.get(tenant).await?;
         }
-        let unreachable = |error: OpenError| {
-            SessionError::Unavailable("the tenant's database cannot be reached", error.into())
-        };
         checkout.lend(Box::new(opened.map_err(unreachable)?));
         Ok(checkout)
     }
@@ -284,8 +304,13 @@ impl Shared {
     }
 }
 
+fn unreachable(error: impl Into<OpenError>) -> SessionError {
+    SessionError::Unavailable("the tenant's database cannot be reached", error.into().into())
+}
+
 /// Whether the server knows nothing of the lease's login or database, does not
-/// let it in, or has another database under its name: the registry is asked again. A server that is merely away
+/// let it in, or has another database under its name: the registry is asked
+/// again. A server that is merely away
 /// takes no lease with it.
 fn is_lease_void(error: &OpenError) -> bool {
     let OpenError::Database(error) = error else { return true };

@@ -1,9 +1,9 @@
 //! What the registry tells of tenants: whose calls are refused, and what is
 //! outdated.
 //!
-//! What was told holds until something else is told, also while the registry
-//! is away. Safety is not here: PostgreSQL itself refuses the logins of a
-//! suspended or deleted tenant. This makes it quick, and gives it a name.
+//! What was told holds while the registry is away, until something else is
+//! told. Safety is not here: PostgreSQL itself refuses the logins of a
+//! suspended or deleted tenant. This gives it a name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, Weak};

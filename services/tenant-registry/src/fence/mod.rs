@@ -33,6 +33,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How many looks in a row must find none: a session that was opening when the
 /// fence came shows a moment later.
 const QUIET_LOOKS: u32 = 3;
+// Services trust a session for less, which was seen open before.
+const _: () =
+    assert!(LOOK_EVERY.as_millis() * QUIET_LOOKS as u128 > crm_tenancy::ASK_AFTER.as_millis());
 /// How long a cluster may take to compare its fences.
 const COMPARE_WITHIN: Duration = Duration::from_secs(3);
 /// How long a cluster may take to enforce one state.

@@ -11,7 +11,7 @@ use crm_proto::registry::v1 as pb;
 use crm_proto::registry::v1::tenant::State;
 use crm_service::page::{Cursor, Page, Position};
 use crm_service::repeat::RequestKey;
-use crm_tenancy::StoreError;
+use crm_tenancy::{REFUSAL_HOLDS, StoreError};
 use prost::Message as _;
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -225,6 +225,10 @@ impl Tenants {
             };
             if let Some(tenant_id) = unsettled.filter(|_| change.moves_the_fence()) {
                 this.fences.settle(tenant_id).await?;
+            }
+            if change.opens() {
+                // By then no service goes by what it was told before.
+                tokio::time::sleep(REFUSAL_HOLDS).await;
             }
             Ok(requests::decode(&written?.response.unwrap_or_default())?)
         })

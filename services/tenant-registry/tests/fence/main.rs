@@ -4,8 +4,9 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 #![expect(clippy::print_stdout, reason = "a test may say what it measured")]
 
+mod load;
+
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
@@ -18,9 +19,9 @@ use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_testing::{Client, DataReplica, Tenant, code_and_reason, reason, server};
 use futures_util::future::join_all;
 use sqlx::AssertSqlSafe;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
+
+use crate::load::{Ended, Load};
 
 /// How long a change may take to show on a machine that is busy. What it took
 /// is printed.
@@ -30,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Contacts(SocketAddr),
+    /// Contacts, with a call that needs nothing of the database.
+    Preview(SocketAddr),
     Messaging(SocketAddr),
 }
 
@@ -37,13 +40,15 @@ enum At {
 async fn call(tenant: &Tenant, at: At) -> Result<(), Status> {
     let admin = tenant.admin();
     match at {
-        At::Contacts(address) => {
+        At::Contacts(address) | At::Preview(address) => {
             let contact = Contact {
                 display_name: "Ada".to_owned(),
                 phone: "12345".to_owned(),
                 ..Contact::default()
             };
-            let message = CreateContactRequest { contact: Some(contact), ..Default::default() };
+            let validate_only = matches!(at, At::Preview(_));
+            let contact = Some(contact);
+            let message = CreateContactRequest { contact, validate_only, ..Default::default() };
             let mut contacts = ContactServiceClient::new(admin.channel(address));
             contacts.create_contact(admin.request(message)).await?;
         }
@@ -54,77 +59,6 @@ async fn call(tenant: &Tenant, at: At) -> Result<(), Status> {
         }
     }
     Ok(())
-}
-
-/// A call that ended.
-#[derive(Clone, Debug)]
-struct Ended {
-    at: At,
-    began: Instant,
-    answered: Instant,
-    outcome: Result<(), (Code, String)>,
-}
-
-/// Calls that go on until they are stopped.
-struct Load {
-    ended: Arc<Mutex<Vec<Ended>>>,
-    stop: CancellationToken,
-    workers: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(tenant: &Tenant, places: &[At]) -> Self {
-        let (ended, stop) = (Arc::<Mutex<Vec<Ended>>>::default(), CancellationToken::new());
-        let work = |at: At| {
-            let (tenant, ended, stop) = (tenant.clone(), ended.clone(), stop.clone());
-            tokio::spawn(async move {
-                while !stop.is_cancelled() {
-                    let began = Instant::now();
-                    let outcome = call(&tenant, at).await;
-                    let outcome = outcome.map_err(|status| (status.code(), reason(&status)));
-                    let refused = outcome.is_err();
-                    let answered = Instant::now();
-                    ended.lock().unwrap().push(Ended { at, began, answered, outcome });
-                    // A refusal is quick: leave the machine to the others.
-                    let pause = Duration::from_millis(if refused { 10 } else { 0 });
-                    tokio::time::sleep(pause).await;
-                }
-            })
-        };
-        let workers = places.iter().map(|at| work(*at)).collect();
-        Self { ended, stop, workers }
-    }
-
-    /// Waits until a call at each place, begun after `since`, ended like this.
-    /// Answers how long that took.
-    async fn until(
-        &self,
-        places: &[At],
-        since: Instant,
-        wanted: &Result<(), (Code, String)>,
-    ) -> Duration {
-        loop {
-            let ended = self.ended.lock().unwrap().clone();
-            let first = |at: &At| {
-                let mut those = ended.iter().filter(|e| e.at == *at && e.began >= since);
-                Some(those.find(|e| e.outcome == *wanted)?.answered - since)
-            };
-            let firsts: Option<Vec<_>> = places.iter().map(first).collect();
-            if let Some(last) = firsts.and_then(|firsts| firsts.into_iter().max()) {
-                return last;
-            }
-            assert!(since.elapsed() < PATIENCE, "{wanted:?} is not everywhere");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-
-    async fn stop(self) -> Vec<Ended> {
-        self.stop.cancel();
-        for worker in self.workers {
-            worker.await.unwrap();
-        }
-        std::mem::take(&mut *self.ended.lock().unwrap())
-    }
 }
 
 fn refused(reason: &str) -> Result<(), (Code, String)> {
@@ -211,6 +145,42 @@ async fn every_replica_obeys_at_once_and_no_other_tenant_notices() {
     assert!(others.iter().all(is_well), "another tenant noticed");
     println!("{} calls, and {} of the other tenant", ended.len(), others.len());
     replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_call_anywhere_knows_of_every_change_of_state() {
+    let tenant = Tenant::create().await;
+    let replica = server().replica().await;
+    let places = [server().addresses, replica.addresses]
+        .map(|at| {
+            [At::Contacts(at.contacts), At::Preview(at.contacts), At::Messaging(at.messaging)]
+        })
+        .concat();
+    // Two at a time: each place has more than one session that may be dead.
+    let expect = async |wanted: Result<(), (Code, String)>| {
+        let calls = places.iter().chain(&places).map(|at| call(&tenant, *at));
+        for outcome in join_all(calls).await {
+            let outcome = outcome.map_err(|status| (status.code(), reason(&status)));
+            assert_eq!(outcome, wanted);
+        }
+    };
+    expect(Ok(())).await;
+
+    for round in 0..6 {
+        for (shutting, name, opening) in
+            [("suspend", "TENANT_SUSPENDED", "resume"), ("delete", "TENANT_DELETED", "undelete")]
+        {
+            act(shutting, &tenant).await;
+            // Every third time nobody calls meanwhile, and nobody notices.
+            if round % 3 > 0 {
+                expect(refused(name)).await;
+            }
+            act(opening, &tenant).await;
+            expect(Ok(())).await;
+        }
+    }
+    replica.stop().await;
+    tenant.check_log().await;
 }
 
 #[tokio::test]
