@@ -12,7 +12,7 @@ use crm_clock::Clock;
 use crm_proto::registry::v1::{SessionsClosed, TenantCalls};
 
 use crate::error::SessionError;
-use crate::pool::Counts;
+use crate::share::Counts;
 
 /// How many calls of one tenant may be under way, waiting ones included.
 const CALLS_PER_TENANT: usize = 128;

@@ -6,18 +6,26 @@ use std::time::Duration;
 
 use crm_auth::TenantId;
 use crm_error::chain;
+use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
-use sqlx::{Connection as _, PgConnection};
+use sqlx::postgres::{PgArguments, PgRow};
+use sqlx::query::QueryAs;
+use sqlx::{Connection as _, FromRow, PgConnection, Postgres};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::activity::Closed;
 use crate::cluster::{ClusterSessions, is_settled};
 use crate::error::{SessionError, StoreError};
 use crate::pool::Session;
+use crate::share::Size;
 
 /// How long any work may take. Statements have timeouts of their own; this
 /// catches what hangs all the same.
 const WORK_TIMEOUT: Duration = Duration::from_secs(35);
+
+/// How many rows are decoded before other work goes on.
+const ROWS_AT_ONCE: usize = 64;
 
 /// A session of the caller's tenant, for the length of one use case.
 #[derive(Debug)]
@@ -30,6 +38,30 @@ impl TenantSession {
     /// The connection, to run statements on.
     pub fn connection(&mut self) -> &mut PgConnection {
         &mut self.session.connection
+    }
+
+    /// The rows of a list, as they come. Other work of the same thread goes on
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the database refuses the statement, or a row is not of this kind.
+    pub async fn rows<O>(
+        &mut self,
+        query: QueryAs<'_, Postgres, O, PgArguments>,
+    ) -> Result<Vec<O>, StoreError>
+    where
+        O: for<'r> FromRow<'r, PgRow> + Send + Unpin,
+    {
+        let mut rows = Vec::new();
+        let mut coming = query.fetch(self.connection());
+        while let Some(row) = coming.try_next().await? {
+            rows.push(row);
+            if rows.len().is_multiple_of(ROWS_AT_ONCE) {
+                yield_now().await;
+            }
+        }
+        Ok(rows)
     }
 
     /// Says which revision of the tenant's log the work wrote, for the metrics.
@@ -72,6 +104,7 @@ impl TenantSession {
 pub(crate) struct Checkout {
     cluster: Arc<ClusterSessions>,
     tenant: TenantId,
+    size: Size,
     lent: Option<TenantSession>,
     /// Until a session has been opened with the permit.
     is_opening: bool,
@@ -82,8 +115,13 @@ pub(crate) struct Checkout {
 
 impl Checkout {
     /// With a permit: to open a session, or of one that is open.
-    pub(crate) fn new(cluster: Arc<ClusterSessions>, tenant: TenantId, is_opening: bool) -> Self {
-        Self { cluster, tenant, lent: None, is_opening, busy: true }
+    pub(crate) fn new(
+        cluster: Arc<ClusterSessions>,
+        tenant: TenantId,
+        size: Size,
+        is_opening: bool,
+    ) -> Self {
+        Self { cluster, tenant, size, lent: None, is_opening, busy: true }
     }
 
     /// Whether a session is to be opened with the permit.
@@ -104,8 +142,18 @@ impl Checkout {
         }
     }
 
-    /// Does the work.
-    pub(crate) async fn use_for<T, E, W>(&mut self, work: W) -> Result<T, E>
+    /// Does the work, and gives the session back.
+    pub(crate) async fn use_up<T, E, W>(mut self, work: W) -> Result<T, E>
+    where
+        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>>,
+        E: From<SessionError>,
+    {
+        let outcome = self.use_for(work).await;
+        self.check_in();
+        outcome
+    }
+
+    async fn use_for<T, E, W>(&mut self, work: W) -> Result<T, E>
     where
         W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>>,
         E: From<SessionError>,
@@ -135,11 +183,11 @@ impl Checkout {
 
     /// Gives a clean session back; a busy or an old one is closed when this is
     /// dropped.
-    pub(crate) fn check_in(mut self) {
+    fn check_in(mut self) {
         if !self.busy
             && let Some(lent) = self.lent.take_if(|lent| lent.session.closes_at > Instant::now())
         {
-            self.cluster.pool().release(*lent.session);
+            self.cluster.pool().release(*lent.session, self.size);
         }
     }
 }
@@ -149,10 +197,10 @@ impl Drop for Checkout {
         if !self.busy && self.lent.is_none() {
             return;
         }
-        let (cluster, tenant) = (self.cluster.clone(), self.tenant);
+        let (cluster, tenant, size) = (self.cluster.clone(), self.tenant, self.size);
         #[cfg(bug_plain_pool)]
         if let Some(lent) = self.lent.take() {
-            return cluster.pool().release(*lent.session);
+            return cluster.pool().release(*lent.session, size);
         }
         if self.is_opening {
             cluster.pool().not_opened(tenant);
@@ -162,9 +210,9 @@ impl Drop for Checkout {
             // The permit goes back only after the server has closed.
             Some(lent) => drop(tokio::spawn(async move {
                 cluster.close(*lent.session, why).await;
-                cluster.pool().release_permit(tenant);
+                cluster.pool().release_permit(tenant, size);
             })),
-            None => cluster.pool().release_permit(tenant),
+            None => cluster.pool().release_permit(tenant, size),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::activity::{Activity, Closed};
 use crate::error::SessionError;
 use crate::lease::Lease;
 use crate::pool::{Asked, Grant, Pool, Session};
+use crate::share::Size;
 
 /// How long a caller waits for a session.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,7 +61,7 @@ pub(crate) struct ClusterSessions {
 impl ClusterSessions {
     pub(crate) fn new(budget: usize, activity: Activity) -> Self {
         let connects = Semaphore::new(CONNECTS_AT_ONCE);
-        Self { pool: Mutex::new(Pool::new(budget)), connects, activity }
+        Self { pool: Mutex::new(Pool::new(budget, large_sessions())), connects, activity }
     }
 
     pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
@@ -76,8 +77,9 @@ impl ClusterSessions {
         &self,
         tenant: TenantId,
         session_cap: usize,
+        size: Size,
     ) -> Result<Grant, SessionError> {
-        let asked = self.pool().acquire(tenant, session_cap);
+        let asked = self.pool().acquire(tenant, session_cap, size);
         let (place, mut granted) = match asked {
             Asked::Granted(grant) => return Ok(grant),
             Asked::Queued(place, granted) => (place, granted),
@@ -231,4 +233,12 @@ pub(crate) async fn is_settled(connection: &mut PgConnection) -> bool {
 fn jittered_lifetime(tenant: TenantId) -> Duration {
     let fraction = f64::from(tenant.as_uuid().as_bytes()[15]) / 255.0;
     LIFETIME.mul_f64(0.8 + 0.4 * fraction)
+}
+
+/// How many sessions tenants over their share have for large work: half of
+/// PostgreSQL's cores, so that the other half is free for all others. Where it
+/// runs elsewhere, its cores are taken to be as many as here.
+fn large_sessions() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).max(1)
 }

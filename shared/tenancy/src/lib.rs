@@ -12,11 +12,14 @@ mod activity;
 mod checkout;
 mod cluster;
 mod error;
+mod fair;
 mod lease;
+mod pages;
 mod pool;
 mod registry;
 mod report;
 mod sessions;
+mod share;
 mod trace;
 mod watch;
 

@@ -14,6 +14,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::fair::Accounts;
+use crate::share::{Counts, Share, Size};
+
 /// How many callers of its own tenant a session serves before it goes to the
 /// one that waits the longest.
 const TURNS: u32 = 8;
@@ -67,37 +70,8 @@ struct Waiter {
     place: Place,
     tenant: TenantId,
     session_cap: usize,
+    size: Size,
     grant: oneshot::Sender<Grant>,
-}
-
-/// What a tenant has of the pool, idle sessions aside.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Share {
-    /// Sessions that work, open or close.
-    in_use: usize,
-    waiting: usize,
-    /// Whether a session is opening: one at a time for each tenant.
-    is_opening: bool,
-}
-
-/// How many sessions there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) in_use: usize,
-    pub(crate) idle: usize,
-    pub(crate) waiting: usize,
-}
-
-impl std::ops::Add for Counts {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            in_use: self.in_use + other.in_use,
-            idle: self.idle + other.idle,
-            waiting: self.waiting + other.waiting,
-        }
-    }
 }
 
 /// The sessions of one process in one cluster.
@@ -112,36 +86,45 @@ pub(crate) struct Pool {
     shares: HashMap<TenantId, Share>,
     /// The longest waiting first.
     waiters: VecDeque<Waiter>,
+    /// What each tenant has had of the sessions' time.
+    accounts: Accounts<TenantId>,
+    /// How many sessions all tenants over their share may have for large work.
+    large_sessions: usize,
+    next_turn: u64,
     next_place: u64,
     /// When a session was last found broken.
     last_broken: Option<Instant>,
 }
 
 impl Pool {
-    pub(crate) fn new(budget: usize) -> Self {
+    pub(crate) fn new(budget: usize, large_sessions: usize) -> Self {
         Self {
             budget,
             permits: 0,
             idle: VecDeque::new(),
             shares: HashMap::new(),
             waiters: VecDeque::new(),
+            accounts: Accounts::new(Instant::now()),
+            large_sessions,
+            next_turn: 1,
             next_place: 0,
             last_broken: None,
         }
     }
 
     /// Asks for a session: granted at once, or through the channel later.
-    pub(crate) fn acquire(&mut self, tenant: TenantId, session_cap: usize) -> Asked {
-        if self.share(tenant).waiting == 0
-            && let Some(grant) = self.grant(tenant, session_cap)
+    pub(crate) fn acquire(&mut self, tenant: TenantId, session_cap: usize, size: Size) -> Asked {
+        if self.share(tenant).waiting(size) == 0
+            && self.is_in_turn(tenant, size)
+            && let Some(grant) = self.grant(tenant, session_cap, size)
         {
             return Asked::Granted(grant);
         }
         let (grant, granted) = oneshot::channel();
         let place = Place(self.next_place);
         self.next_place += 1;
-        self.waiters.push_back(Waiter { place, tenant, session_cap, grant });
-        self.change(tenant, |share| share.waiting += 1);
+        self.waiters.push_back(Waiter { place, tenant, session_cap, size, grant });
+        self.change(tenant, |share| share.queue(size));
         Asked::Queued(place, granted)
     }
 
@@ -164,19 +147,23 @@ impl Pool {
     }
 
     /// Takes a clean session back.
-    pub(crate) fn release(&mut self, mut session: Session) {
+    pub(crate) fn release(&mut self, mut session: Session, size: Size) {
         let tenant = session.tenant;
         // Closing and opening costs many times a call: a session first serves
         // its own tenant's queue, for some turns.
-        let own = self.waiters.iter().position(|waiter| waiter.tenant == tenant);
+        let only_small = self.is_over(tenant);
+        let own = self.waiters.iter().position(|waiter| {
+            waiter.tenant == tenant && !(only_small && waiter.size == Size::Large)
+        });
+        self.change(tenant, |share| share.end(size));
         if session.turns < TURNS
             && let Some(waiter) = own.and_then(|index| self.take_waiter(index))
         {
             session.turns += 1;
+            self.change(tenant, |share| share.begin(waiter.size));
             let Err(grant) = waiter.grant.send(Grant::Session(Box::new(session))) else { return };
-            self.take_back_unsent(grant, tenant);
+            self.take_back_unsent(grant, tenant, waiter.size);
         } else {
-            self.change(tenant, |share| share.in_use -= 1);
             session.turns = 0;
             self.idle.push_back(session);
         }
@@ -184,8 +171,8 @@ impl Pool {
     }
 
     /// Takes the permit of a session back that was closed, or never opened.
-    pub(crate) fn release_permit(&mut self, tenant: TenantId) {
-        self.change(tenant, |share| share.in_use -= 1);
+    pub(crate) fn release_permit(&mut self, tenant: TenantId, size: Size) {
+        self.change(tenant, |share| share.end(size));
         self.permits -= 1;
         self.serve_waiters();
     }
@@ -210,7 +197,7 @@ impl Pool {
         self.change(tenant, |share| share.is_opening = false);
         if self.share(tenant).in_use <= 1 {
             self.waiters.retain(|waiter| waiter.tenant != tenant);
-            self.change(tenant, |share| share.waiting = 0);
+            self.change(tenant, |share| (share.waiting, share.waiting_large) = (0, 0));
         }
         self.serve_waiters();
     }
@@ -261,7 +248,7 @@ impl Pool {
         Counts { in_use, idle, waiting }
     }
 
-    fn grant(&mut self, tenant: TenantId, session_cap: usize) -> Option<Grant> {
+    fn grant(&mut self, tenant: TenantId, session_cap: usize, size: Size) -> Option<Grant> {
         let share = self.share(tenant);
         if share.in_use >= session_cap {
             return None;
@@ -269,7 +256,7 @@ impl Pool {
         // The most recently used of the tenant's own, so that the others age.
         let own = self.idle.iter().rposition(|session| session.tenant == tenant);
         if let Some(session) = own.and_then(|index| self.idle.remove(index)) {
-            self.change(tenant, |share| share.in_use += 1);
+            self.change(tenant, |share| share.begin(size));
             return Some(Grant::Session(Box::new(session)));
         }
         if share.is_opening {
@@ -283,10 +270,30 @@ impl Pool {
             Grant::Replace(Box::new(self.idle.pop_front()?))
         };
         self.change(tenant, |share| {
-            share.in_use += 1;
+            share.begin(size);
             share.is_opening = true;
         });
         Some(grant)
+    }
+
+    /// Whether a tenant has had more than its share of the sessions' time.
+    fn is_over(&mut self, tenant: TenantId) -> bool {
+        self.accounts.is_over(tenant, Instant::now())
+    }
+
+    /// Whether a tenant may have another session for work of this size: those
+    /// that are over their share have few for large work, all together.
+    fn is_in_turn(&mut self, tenant: TenantId, size: Size) -> bool {
+        size == Size::Small || !self.is_over(tenant) || self.has_room_for_large()
+    }
+
+    fn has_room_for_large(&mut self) -> bool {
+        let now = Instant::now();
+        let at_work = self
+            .shares
+            .iter()
+            .filter(|(tenant, share)| share.large > 0 && self.accounts.is_over(**tenant, now));
+        at_work.map(|(_, share)| share.large).sum::<usize>() < self.large_sessions
     }
 
     fn share(&self, tenant: TenantId) -> Share {
@@ -296,7 +303,8 @@ impl Pool {
     fn change(&mut self, tenant: TenantId, change: impl FnOnce(&mut Share)) {
         let share = self.shares.entry(tenant).or_default();
         change(share);
-        if *share == Share::default() {
+        self.accounts.note(tenant, share.in_use, share.waiting > 0, Instant::now());
+        if share.is_empty() {
             self.shares.remove(&tenant);
         }
     }
@@ -309,7 +317,7 @@ impl Pool {
 
     fn take_waiter(&mut self, index: usize) -> Option<Waiter> {
         let waiter = self.waiters.remove(index)?;
-        self.change(waiter.tenant, |share| share.waiting -= 1);
+        self.change(waiter.tenant, |share| share.leave(waiter.size));
         Some(waiter)
     }
 
@@ -317,22 +325,53 @@ impl Pool {
     /// whose tenant can have no more let others pass.
     fn serve_waiters(&mut self) {
         let mut index = 0;
+        let mut over = Vec::new();
         while let Some(waiter) = self.waiters.get(index) {
-            let (tenant, session_cap) = (waiter.tenant, waiter.session_cap);
-            let Some(grant) = self.grant(tenant, session_cap) else {
+            let (tenant, size) = (waiter.tenant, waiter.size);
+            if size == Size::Large && (over.contains(&tenant) || self.is_over(tenant)) {
+                if !over.contains(&tenant) {
+                    over.push(tenant);
+                }
                 index += 1;
-                continue;
-            };
-            let Some(waiter) = self.take_waiter(index) else { return };
-            if let Err(grant) = waiter.grant.send(grant) {
-                self.take_back_unsent(grant, tenant);
+            } else if !self.serve(index) {
+                index += 1;
             }
         }
+        while self.serve_large(&mut over) {}
+    }
+
+    /// Serves one of the tenants that are over their share. They take turns:
+    /// whoever asks the most gets no more than the others.
+    fn serve_large(&mut self, over: &mut [TenantId]) -> bool {
+        over.sort_by_key(|tenant| self.share(*tenant).turn);
+        for &tenant in over.iter() {
+            let is_its = |waiter: &Waiter| waiter.tenant == tenant && waiter.size == Size::Large;
+            let first = self.waiters.iter().position(is_its);
+            if self.has_room_for_large() && first.is_some_and(|index| self.serve(index)) {
+                let turn = self.next_turn;
+                self.next_turn += 1;
+                self.change(tenant, |share| share.turn = turn);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Grants a waiter what it waits for, if there is room.
+    fn serve(&mut self, index: usize) -> bool {
+        let Some(waiter) = self.waiters.get(index) else { return false };
+        let (tenant, session_cap, size) = (waiter.tenant, waiter.session_cap, waiter.size);
+        let Some(grant) = self.grant(tenant, session_cap, size) else { return false };
+        let Some(waiter) = self.take_waiter(index) else { return false };
+        if let Err(grant) = waiter.grant.send(grant) {
+            self.take_back_unsent(grant, tenant, size);
+        }
+        true
     }
 
     /// The receiver is gone: its process is about to end.
-    fn take_back_unsent(&mut self, grant: Grant, tenant: TenantId) {
-        self.change(tenant, |share| share.in_use -= 1);
+    fn take_back_unsent(&mut self, grant: Grant, tenant: TenantId, size: Size) {
+        self.change(tenant, |share| share.end(size));
         match grant {
             Grant::Session(session) => self.idle.push_back(*session),
             Grant::Replace(session) => {

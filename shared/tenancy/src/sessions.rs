@@ -20,9 +20,11 @@ use crate::checkout::{Checkout, TenantSession};
 use crate::cluster::{ClusterSessions, OpenError};
 use crate::error::SessionError;
 use crate::lease::{Lease, Leases};
-use crate::pool::{Counts, Grant};
+use crate::pages::Pages;
+use crate::pool::Grant;
 use crate::registry::RegistryClient;
 use crate::report::{REPORT_EVERY, Reporter};
+use crate::share::{Counts, Size};
 use crate::watch::{self, Refusals};
 
 /// How often idle sessions are looked over.
@@ -31,6 +33,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(10);
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// How long the work that still runs is waited for at the end.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Work that reads more rows than this is large.
+const MANY_ROWS: i64 = 64;
 
 /// What a service needs of its sessions.
 #[derive(Clone, Debug)]
@@ -61,6 +66,7 @@ pub(crate) struct Shared {
     /// By host and port.
     clusters: Mutex<HashMap<(String, u16), Arc<ClusterSessions>>>,
     tasks: TaskTracker,
+    pages: Pages,
 }
 
 impl TenantSessions {
@@ -80,6 +86,7 @@ impl TenantSessions {
             settings,
             clusters: Mutex::default(),
             tasks: TaskTracker::new(),
+            pages: Pages::start(),
         });
         tokio::spawn(sweep(Arc::downgrade(&shared)));
         tokio::spawn(publish(Arc::downgrade(&shared)));
@@ -112,15 +119,48 @@ impl TenantSessions {
         T: Send + 'static,
         E: From<SessionError> + Send + 'static,
     {
+        self.run_sized(context, Size::Small, work).await
+    }
+
+    /// As [`TenantSessions::run`], for work that reads as many rows: if they
+    /// are many, it is done in a thread of its own, below all other, and a
+    /// tenant that has had more than its share does little of it at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`TenantSessions::run`].
+    pub async fn list<T, E, W>(&self, context: &TenantContext, rows: i64, work: W) -> Result<T, E>
+    where
+        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<SessionError> + Send + 'static,
+    {
+        let size = if rows > MANY_ROWS { Size::Large } else { Size::Small };
+        self.run_sized(context, size, work).await
+    }
+
+    async fn run_sized<T, E, W>(&self, context: &TenantContext, size: Size, work: W) -> Result<T, E>
+    where
+        W: for<'s> FnOnce(&'s mut TenantSession) -> BoxFuture<'s, Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<SessionError> + Send + 'static,
+    {
         let shared = self.0.clone();
         let turn = shared.activity.admit(context.tenant())?;
         let claims = context.tenant_claims();
         let tenant = context.tenant();
         // It is large, and moved several times on its way into its task.
         let task = Box::pin(async move {
-            let mut checkout = shared.check_out(tenant, claims).await?;
-            let outcome = checkout.use_for(work).await;
-            checkout.check_in();
+            let checkout = shared.check_out(tenant, claims, size).await?;
+            let used = checkout.use_up(work);
+            let outcome = match size {
+                Size::Small => used.await,
+                Size::Large => {
+                    let used = used.with_current_context().instrument(tracing::Span::current());
+                    let used = shared.pages.spawn_work(used).await;
+                    used.unwrap_or_else(|_| Err(SessionError::Panicked.into()))
+                }
+            };
             drop(turn);
             outcome
         });
@@ -221,9 +261,10 @@ impl Shared {
         self: &Arc<Self>,
         tenant: TenantId,
         claims: TenantClaims,
+        size: Size,
     ) -> Result<Checkout, SessionError> {
         let lease = self.lease(tenant, claims).await?;
-        let error = match self.check_out_with(tenant, &lease).await {
+        let error = match self.check_out_with(tenant, &lease, size).await {
             Err(error @ SessionError::Unavailable(..)) => error,
             outcome => return outcome,
         };
@@ -233,17 +274,18 @@ impl Shared {
         if Arc::ptr_eq(&newer, &lease) {
             return Err(error);
         }
-        self.check_out_with(tenant, &newer).await
+        self.check_out_with(tenant, &newer, size).await
     }
 
     async fn check_out_with(
         &self,
         tenant: TenantId,
         lease: &Lease,
+        size: Size,
     ) -> Result<Checkout, SessionError> {
         let cluster = self.cluster(lease);
         let mut checkout = loop {
-            if let Some(checkout) = self.take_turn(&cluster, tenant, lease).await? {
+            if let Some(checkout) = self.take_turn(&cluster, tenant, lease, size).await? {
                 break checkout;
             }
         };
@@ -266,12 +308,13 @@ impl Shared {
         cluster: &Arc<ClusterSessions>,
         tenant: TenantId,
         lease: &Lease,
+        size: Size,
     ) -> Result<Option<Checkout>, SessionError> {
-        let grant = cluster.acquire(tenant, lease.session_cap).await;
+        let grant = cluster.acquire(tenant, lease.session_cap, size).await;
         let grant = grant.inspect_err(|_| self.activity.refused(tenant))?;
         // From here on the permit is ours, and goes back however this ends.
         let is_opening = !matches!(grant, Grant::Session(_));
-        let mut checkout = Checkout::new(cluster.clone(), tenant, is_opening);
+        let mut checkout = Checkout::new(cluster.clone(), tenant, size, is_opening);
         match grant {
             Grant::Session(mut session) => {
                 let why = if session.generation != lease.generation {

@@ -72,16 +72,17 @@ impl Contacts {
         self.sessions.run(ctx, move |session| read(session, id).boxed()).await
     }
 
-    /// One page of the contacts of the caller's tenant.
-    pub(crate) async fn list(
+    /// One page of the contacts of the caller's tenant, as it is to be shown.
+    pub(crate) async fn list<T: Send + 'static>(
         &self,
         ctx: &TenantContext,
         filter: ContactFilter,
         cursor: Option<Cursor<Position>>,
-    ) -> Result<Page<Contact>, ContactError> {
+        show: impl FnOnce(Page<Contact>) -> T + Send + 'static,
+    ) -> Result<T, ContactError> {
         self.sessions
-            .run(ctx, move |session| {
-                async move { store::list(session, &filter, cursor).await }.boxed()
+            .list(ctx, filter.page_size, move |session| {
+                async move { store::list(session, &filter, cursor).await.map(show) }.boxed()
             })
             .await
     }

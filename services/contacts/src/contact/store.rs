@@ -202,11 +202,8 @@ pub(super) async fn list(
     filter: &ContactFilter,
     cursor: Option<Cursor<Position>>,
 ) -> Result<Page<Contact>, ContactError> {
-    let rows: Vec<PageRow> = page_query(filter, cursor.as_ref())
-        .build_query_as()
-        .fetch_all(session.connection())
-        .await
-        .map_err(StoreError::from)?;
+    let mut query = page_query(filter, cursor.as_ref());
+    let rows: Vec<PageRow> = session.rows(query.build_query_as()).await?;
     let head = rows.first().map(|row| (row.head_revision, row.total));
     let (revision, total) = head.unwrap_or_default();
     let asked = usize::try_from(filter.page_size).unwrap_or(usize::MAX);

@@ -60,8 +60,9 @@ impl ContactService for ContactApi {
         let cursor = Cursor::decode(&message.page_token, &binding, &mut violations);
         let filter = convert::filter(&message, &mut violations);
         settle(Some(()), violations)?;
-        let page = self.contacts.list(&ctx, filter, cursor).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::page(page, &binding)))
+        let show = move |page| convert::page(page, &binding);
+        let shown = self.contacts.list(&ctx, filter, cursor, show).await;
+        Ok(Response::new(shown.map_err(ApiError::from)?))
     }
 
     async fn update_contact(

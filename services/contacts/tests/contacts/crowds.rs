@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
-use crm_testing::{Tenant, reason, server};
+use crm_proto::contacts::v1::{CreateContactRequest, ListContactsRequest};
+use crm_testing::{Client, Tenant, reason, server};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt as _};
 use tokio_util::sync::CancellationToken;
@@ -79,6 +80,87 @@ async fn a_flood_of_one_tenant_is_refused_and_its_neighbour_is_served() {
         );
     }
     flooder.check_log().await;
+}
+
+#[tokio::test]
+async fn who_has_had_more_than_its_share_reads_few_large_pages_at_once() {
+    let (flooder, neighbour) = tokio::join!(Tenant::create(), Tenant::create());
+    // Nobody else calls there.
+    let replica = server().replica().await;
+    let address = replica.addresses.contacts;
+    let at_replica = |client: &Client| ContactServiceClient::new(client.channel(address));
+    let (client, calm) = (flooder.admin(), neighbour.admin());
+    let list = |client: &Client| {
+        let (mut contacts, page_size) = (at_replica(client), 1000);
+        let request = client.request(ListContactsRequest { page_size, ..Default::default() });
+        async move { contacts.list_contacts(request).await }
+    };
+    let create_there = |client: &Client, validate_only| {
+        let mut contacts = at_replica(client);
+        let request = client.request(CreateContactRequest { validate_only, ..create(ada()) });
+        async move { contacts.create_contact(request).await }
+    };
+    // Every page of the flooder takes as long as this, and every write of its
+    // neighbour.
+    let mut held = Vec::new();
+    for (tenant, statement) in [
+        (&flooder, "BEGIN; LOCK TABLE contacts.contacts"),
+        (&neighbour, "BEGIN; UPDATE platform.head SET revision = revision"),
+    ] {
+        let mut database = tenant.database().await;
+        sqlx::raw_sql(statement).execute(&mut database).await.unwrap();
+        held.push(database);
+    }
+
+    // Alone, it has what it asks for. Then another is there for a while.
+    let pages: Vec<_> = (0..5).map(|_| tokio::spawn(list(&client))).collect();
+    wait_for_blocked(&flooder, 5).await;
+    let write = tokio::spawn(create_there(&calm, false));
+    wait_for_blocked(&neighbour, 1).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let served = (cores / 2).clamp(5, 10) - 5;
+    let mut flood = stream::iter((0..30).map(|_| list(&client))).buffer_unordered(30);
+    let refused = flood.by_ref().take(30 - served).collect::<Vec<_>>();
+    let (refused, page, small) = tokio::join!(refused, list(&calm), create_there(&client, true));
+
+    page.unwrap();
+    small.unwrap();
+    for outcome in refused {
+        let status = outcome.unwrap_err();
+        let refusal = (status.code(), reason(&status));
+        assert_eq!(refusal, (Code::ResourceExhausted, "SESSIONS_EXHAUSTED".to_owned()));
+    }
+    for database in &mut held {
+        sqlx::raw_sql("ROLLBACK").execute(database).await.unwrap();
+    }
+    write.await.unwrap().unwrap();
+    while let Some(outcome) = flood.next().await {
+        outcome.unwrap();
+    }
+    for page in pages {
+        page.await.unwrap().unwrap();
+    }
+    replica.stop().await;
+    neighbour.check_log().await;
+}
+
+/// Waits until so many sessions of a tenant wait for a lock.
+async fn wait_for_blocked(tenant: &Tenant, count: i64) {
+    let mut postgres = server().superuser("postgres").await;
+    let blocked = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = $1 AND wait_event_type = 'Lock'";
+    let since = Instant::now();
+    while sqlx::query_scalar::<_, i64>(blocked)
+        .bind(&tenant.tenant.database)
+        .fetch_one(&mut postgres)
+        .await
+        .unwrap()
+        != count
+    {
+        assert!(since.elapsed() < Duration::from_secs(60), "the calls do not wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -22,14 +22,18 @@ impl Changes {
         Self { sessions }
     }
 
-    /// The changes of the caller's tenant after a revision.
-    pub(crate) async fn list(
+    /// The changes of the caller's tenant after a revision, as they are to be
+    /// shown.
+    pub(crate) async fn list<T: Send + 'static>(
         &self,
         ctx: &TenantContext,
         filter: ChangeFilter,
-    ) -> Result<ChangePage, ChangeError> {
+        show: impl FnOnce(ChangePage) -> T + Send + 'static,
+    ) -> Result<T, ChangeError> {
         self.sessions
-            .run(ctx, move |session| async move { store::list(session, &filter).await }.boxed())
+            .list(ctx, filter.page_size, move |session| {
+                async move { store::list(session, &filter).await.map(show) }.boxed()
+            })
             .await
     }
 }

@@ -55,7 +55,7 @@ async fn page(
     filter: &ChangeFilter,
     until: i64,
 ) -> Result<Vec<PageRow>, StoreError> {
-    let rows = sqlx::query_as(
+    let query = sqlx::query_as(
         r"
             WITH found AS (
                 SELECT c.revision
@@ -105,9 +105,8 @@ async fn page(
     .bind(until)
     .bind(filter.resource_type.map(ResourceType::kind))
     .bind(filter.page_size)
-    .bind(MAX_PAGE_BYTES)
-    .fetch_all(session.connection());
-    Ok(rows.await?)
+    .bind(MAX_PAGE_BYTES);
+    session.rows(query).await
 }
 
 fn change(row: PageRow) -> Option<Result<Change, ChangeError>> {

@@ -83,20 +83,23 @@ impl Conversations {
             messages,
             ..ConversationFilter::default()
         };
-        let page = self.list(ctx, filter, None).await?;
-        page.items.into_iter().next().ok_or(ConversationError::NotFound(id))
+        let only = self.list(ctx, filter, None, |page| page.items.into_iter().next()).await?;
+        only.ok_or(ConversationError::NotFound(id))
     }
 
-    /// One page of the conversations of the caller's tenant.
-    pub(crate) async fn list(
+    /// One page of the conversations of the caller's tenant, as it is to be
+    /// shown.
+    pub(crate) async fn list<T: Send + 'static>(
         &self,
         ctx: &TenantContext,
         filter: ConversationFilter,
         cursor: Option<Cursor<Position>>,
-    ) -> Result<Page<Conversation>, ConversationError> {
+        show: impl FnOnce(Page<Conversation>) -> T + Send + 'static,
+    ) -> Result<T, ConversationError> {
+        let rows = filter.page_size * filter.messages.max(1);
         self.sessions
-            .run(ctx, move |session| {
-                async move { store::list(session, &filter, cursor).await }.boxed()
+            .list(ctx, rows, move |session| {
+                async move { store::list(session, &filter, cursor).await.map(show) }.boxed()
             })
             .await
     }

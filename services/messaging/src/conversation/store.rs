@@ -220,8 +220,7 @@ pub(super) async fn list(
     cursor: Option<Cursor<Position>>,
 ) -> Result<Page<Conversation>, ConversationError> {
     let mut query = page_query(filter, cursor.as_ref());
-    let rows: Vec<PageRow> =
-        query.build_query_as().fetch_all(session.connection()).await.map_err(StoreError::from)?;
+    let rows: Vec<PageRow> = session.rows(query.build_query_as()).await?;
     let head = rows.first();
     if let Some(contact_id) = filter.of_contact
         && head.is_some_and(|row| !row.contact_is_known)

@@ -46,8 +46,8 @@ impl ChangeService for ChangeApi {
         let (ctx, message, mut violations) = open::<TenantContext, _>(request)?;
         let filter = convert::change_filter(&message, &mut violations);
         settle(Some(()), violations)?;
-        let page = self.changes.list(&ctx, filter).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::change_page(page)))
+        let shown = self.changes.list(&ctx, filter, convert::change_page).await;
+        Ok(Response::new(shown.map_err(ApiError::from)?))
     }
 }
 
@@ -100,8 +100,9 @@ impl ConversationService for ConversationApi {
         let cursor = Cursor::decode(&message.page_token, &binding, &mut violations);
         let filter = convert::filter(&message, &mut violations);
         settle(Some(()), violations)?;
-        let page = self.conversations.list(&ctx, filter, cursor).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::conversation_page(page, &binding)))
+        let show = move |page| convert::conversation_page(page, &binding);
+        let shown = self.conversations.list(&ctx, filter, cursor, show).await;
+        Ok(Response::new(shown.map_err(ApiError::from)?))
     }
 
     async fn update_conversation(
@@ -166,7 +167,8 @@ impl MessageService for MessageApi {
         let id = names::parse_field("conversations", &message.parent, "parent", &mut violations);
         let id = settle(id, violations)?;
         let size = page::size(message.page_size);
-        let page = self.messages.list(&ctx, id, size, cursor).await.map_err(ApiError::from)?;
-        Ok(Response::new(convert::message_page(page, &binding)))
+        let show = move |page| convert::message_page(page, &binding);
+        let shown = self.messages.list(&ctx, id, size, cursor, show).await;
+        Ok(Response::new(shown.map_err(ApiError::from)?))
     }
 }

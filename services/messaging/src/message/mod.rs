@@ -82,18 +82,22 @@ impl Messages {
             .await
     }
 
-    /// One page of the messages of a conversation of the caller's tenant.
-    pub(crate) async fn list(
+    /// One page of the messages of a conversation of the caller's tenant, as it
+    /// is to be shown.
+    pub(crate) async fn list<T: Send + 'static>(
         &self,
         ctx: &TenantContext,
         conversation_id: Uuid,
         page_size: i64,
         cursor: Option<Cursor<i64>>,
-    ) -> Result<Page<Message>, MessageError> {
+        show: impl FnOnce(Page<Message>) -> T + Send + 'static,
+    ) -> Result<T, MessageError> {
         self.sessions
-            .run(ctx, move |session| {
-                async move { store::list(session, conversation_id, page_size, cursor).await }
-                    .boxed()
+            .list(ctx, page_size, move |session| {
+                async move {
+                    store::list(session, conversation_id, page_size, cursor).await.map(show)
+                }
+                .boxed()
             })
             .await
     }

@@ -181,7 +181,7 @@ pub(super) async fn list(
     cursor: Option<Cursor<i64>>,
 ) -> Result<Page<Message>, MessageError> {
     let after = cursor.as_ref().map_or(0, |cursor| cursor.after);
-    let rows: Vec<PageRow> = sqlx::query_as(
+    let query = sqlx::query_as(
         r"
             WITH head AS (
                 SELECT platform.revision() AS head_revision
@@ -213,10 +213,8 @@ pub(super) async fn list(
     .bind(conversation_id)
     .bind(after)
     .bind(page_size + 1)
-    .bind(MAX_PAGE_BYTES)
-    .fetch_all(session.connection())
-    .await
-    .map_err(StoreError::from)?;
+    .bind(MAX_PAGE_BYTES);
+    let rows: Vec<PageRow> = session.rows(query).await?;
     let Some(head) = rows.first().filter(|row| row.conversation_is_known) else {
         return Err(MessageError::ConversationNotFound(conversation_id));
     };
