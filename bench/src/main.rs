@@ -3,6 +3,7 @@
 
 mod client;
 mod cpu;
+mod flood;
 mod measure;
 mod pgbench;
 mod readings;
@@ -11,6 +12,7 @@ mod suite;
 
 use std::error::Error;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,6 +34,7 @@ enum Subject {
     CreateTenant,
     ColdTenant,
     ManyTenants,
+    NoisyNeighbour,
 }
 
 /// Measures the suite beside PostgreSQL's own pgbench, and prints one table
@@ -46,7 +49,8 @@ struct Options {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "get-contact,create-contact,create-tenant,cold-tenant,many-tenants"
+        default_value = "get-contact,create-contact,create-tenant,cold-tenant,many-tenants,\
+                         noisy-neighbour"
     )]
     subjects: Vec<Subject>,
     /// How often each side is measured
@@ -77,6 +81,9 @@ struct Options {
     /// What the program logs, into a file
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
+    /// Only asks for large pages there
+    #[arg(long, hide = true, value_name = "ADDRESS")]
+    flood: Option<SocketAddr>,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +102,9 @@ fn main() -> ExitCode {
 /// Starts the program, measures it, and stops it however that ends. What was
 /// measured until then is printed.
 async fn run(options: Options) -> Result<(), Failure> {
+    if let Some(address) = options.flood {
+        return flood::run(address).await;
+    }
     let pgbench = Pgbench::find().await?;
     let suite = Suite::spawn(&options.crm, &options.log, options.session_budget)?;
     let bench = Bench { options, pgbench, suite };
@@ -120,6 +130,7 @@ async fn measure_all(bench: &Bench, rows: &mut Vec<Row>) -> Result<(), Failure> 
             Subject::CreateTenant => readings::create_tenant::read(bench).await?,
             Subject::ColdTenant => readings::cold_tenant::read(bench).await?,
             Subject::ManyTenants => readings::many_tenants::read(bench).await?,
+            Subject::NoisyNeighbour => readings::noisy_neighbour::read(bench).await?,
         });
     }
     Ok(())

@@ -73,6 +73,11 @@ impl Suite {
 
     /// The token of the local operator, or of an administrator of a tenant.
     pub(crate) async fn token(&self, tenant: Option<&str>) -> Result<Bearer, Failure> {
+        Bearer::new(&self.token_text(tenant).await?)
+    }
+
+    /// As [`Suite::token`], for another process.
+    pub(crate) async fn token_text(&self, tenant: Option<&str>) -> Result<String, Failure> {
         let mut token = command(&self.program, &self.folder, self.port_base);
         token.arg("token");
         if let Some(slug) = tenant {
@@ -83,7 +88,7 @@ impl Suite {
             let text = String::from_utf8_lossy(&answer.stderr).into_owned();
             return Err(format!("there is no token: {text}").into());
         }
-        Bearer::new(String::from_utf8(answer.stdout)?.trim())
+        Ok(String::from_utf8(answer.stdout)?.trim().to_owned())
     }
 
     /// A secret from the data folder.

@@ -59,7 +59,10 @@ pub(crate) async fn read(bench: &Bench) -> Result<Vec<Row>, Failure> {
 }
 
 /// Makes the contacts, and answers their names in no order.
-async fn fill(session: &mut PgConnection, contacts: i32) -> Result<Vec<String>, Failure> {
+pub(super) async fn fill(
+    session: &mut PgConnection,
+    contacts: i32,
+) -> Result<Vec<String>, Failure> {
     let filling = sqlx::query(include_str!("../../sql/contacts.sql")).bind(contacts);
     filling.execute(&mut *session).await?;
     // Otherwise the first side that reads would pay for the hint bits.

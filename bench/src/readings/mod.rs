@@ -5,3 +5,4 @@ pub(crate) mod create_contact;
 pub(crate) mod create_tenant;
 pub(crate) mod get_contact;
 pub(crate) mod many_tenants;
+pub(crate) mod noisy_neighbour;
