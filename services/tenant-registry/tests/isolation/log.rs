@@ -171,7 +171,7 @@ impl Target {
                     "contact_changed({revision}, true, '{contact}', 'a', now(), {delete_time}, '',
                          '')"
                 ),
-                _ => panic!("{call}"),
+                _ => unreachable!("{call}"),
             };
             let schema = if call.starts_with("contact") { "messaging" } else { "platform" };
             text = format!("{before}SELECT {schema}.{call}{after}");
