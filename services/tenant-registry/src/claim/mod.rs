@@ -254,11 +254,9 @@ async fn make(
     holder: &Holder,
 ) -> Result<(), ClaimError> {
     let Holder { tenant_id, claim_id, state_id, .. } = *holder;
-    let state = match holder.state {
-        // It is open by the time that it is told.
-        State::Provisioning => State::Active,
-        state => state,
-    };
+    // One that is in the making is open by the time that it is told.
+    let is_in_the_making = holder.state == State::Provisioning;
+    let state = if is_in_the_making { State::Active } else { holder.state };
     let pool = cluster.pool();
     let claim = store::claim(pool, tenant_id, claim_id, &holder.slug, state_id, state);
     if !in_time(claim).await? {
