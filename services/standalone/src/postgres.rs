@@ -26,7 +26,7 @@ pub(crate) mod scratch;
 mod supervisor;
 mod words;
 
-use cluster::{check_cluster_version, make_cluster, stop_leftover};
+use cluster::{check_cluster_version, is_stopping, make_cluster, stop_leftover};
 pub use error::PostgresError;
 use error::io_error;
 use folder::{find_folder, prepare_folder};
@@ -41,6 +41,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 /// A recovery that takes so long is told of, again and again.
 const LONG_RECOVERY: Duration = Duration::from_secs(10);
+/// How often a server that runs is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The server's log, in its folder.
 const LOG: &str = "postgres.log";
 /// The server says that a password is wrong, and that it starts or recovers (SQLSTATE).
@@ -274,8 +276,19 @@ impl PrivatePostgres {
     }
 
     /// Waits until the server ends on its own, and answers how: [`PostgresError::Exited`].
+    ///
+    /// One that somebody else told to stop once its sessions have ended (SIGTERM) does so at once:
+    /// it takes no new ones, and those that it waits for are ours.
     pub async fn exited(&mut self) -> PostgresError {
-        match self.server.wait().await {
+        let ended = loop {
+            if let Ok(ended) = timeout(LOOK_EVERY, self.server.wait()).await {
+                break ended;
+            }
+            if is_stopping(&self.setup.cluster()) {
+                self.signal(Signal::INT);
+            }
+        };
+        match ended {
             Ok(status) => PostgresError::Exited(status, self.last_words()),
             Err(error) => io_error("await", self.data_dir())(error),
         }

@@ -13,6 +13,9 @@ use tokio::time::{Instant, sleep};
 use super::programs::Account;
 use super::{Options, POLL, PostgresError, Progress, SHUTDOWN, io_error, run, send_signal};
 
+/// Where a server says in its lock file how far it is (PostgreSQL, `pidfile.h`); from 0.
+const STATUS_LINE: usize = 7;
+
 pub(super) fn check_cluster_version(cluster: &Path, version: u32) -> Result<(), PostgresError> {
     let path = cluster.join("PG_VERSION");
     let made_by = fs::read_to_string(&path).map_err(io_error("read", &path))?.trim().to_owned();
@@ -81,6 +84,12 @@ async fn is_postmaster(pid: u32, cluster: &Path) -> bool {
     let command_line = command_line.unwrap_or_default();
     let command_line = String::from_utf8_lossy(&command_line).replace(['\0', '\n'], " ");
     command_line.contains(&format!("postgres -D {} ", cluster.display()))
+}
+
+/// Whether the server of this cluster was told to stop, as its lock file says.
+pub(super) fn is_stopping(cluster: &Path) -> bool {
+    let lock = fs::read_to_string(cluster.join("postmaster.pid")).unwrap_or_default();
+    lock.lines().nth(STATUS_LINE).is_some_and(|status| status.trim() == "stopping")
 }
 
 /// Makes the cluster under another name, so that half of one is never taken for it. That name is

@@ -38,11 +38,11 @@ impl Installation {
     }
 }
 
-/// Kills PostgreSQL, which cannot start on data that says another version.
-fn kill_for_longer(data: &Path) {
+/// Ends PostgreSQL, which cannot start on data that says another version.
+fn end_for_longer(data: &Path, by: &str) {
     fs::write(data.join("postgres/data/PG_VERSION"), "9\n").unwrap();
     let pid = postmaster(data);
-    assert!(Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success());
+    assert!(Command::new("kill").args(["-s", by, &pid]).status().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,7 +61,7 @@ async fn its_postgresql_is_started_again_and_nothing_that_was_acknowledged_is_lo
     });
     traffic.flows(4 * CALLERS).await;
 
-    kill_for_longer(&data);
+    end_for_longer(&data, "KILL");
 
     // Away: it says so, says why, and refuses by name.
     let outcomes = traffic.ended().await;
@@ -79,8 +79,9 @@ async fn its_postgresql_is_started_again_and_nothing_that_was_acknowledged_is_lo
 
     fail_with_passwords(&installation).await;
 
-    // A stop does not wait until it is back.
-    kill_for_longer(&data);
+    // Told to wait for its sessions, it would refuse new ones for good. A stop
+    // does not wait until it is back.
+    end_for_longer(&data, "TERM");
     installation.answers(503).await;
     running.signal("INT");
     assert!(running.wait(STOPS_WITHIN).success(), "{}", installation.told());
