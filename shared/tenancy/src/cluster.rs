@@ -36,7 +36,7 @@ const IDLE_FOR: Duration = Duration::from_secs(120);
 /// How long ago a session may have been seen open that is used without asking
 /// whether it still is. Less than passes from the end of a suspended tenant's
 /// last session to the answer: no call that comes after that is lent a dead one.
-pub const ASK_AFTER: Duration = Duration::from_millis(20);
+pub const ASK_AFTER: Duration = Duration::from_millis(100);
 /// How old a session may become, more or less a fifth.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
 

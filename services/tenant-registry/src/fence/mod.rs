@@ -29,7 +29,7 @@ const AT_ONCE: usize = 4;
 /// How long the sessions of a fenced tenant may take to end.
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// How often they are looked for.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(40);
 /// How many looks in a row must find none: a session that was opening when the
 /// fence came shows a moment later.
 const QUIET_LOOKS: u32 = 3;
