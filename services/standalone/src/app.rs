@@ -203,9 +203,9 @@ impl Suite {
     }
 
     /// Says to health checks that everything serves.
-    pub async fn ready(&self) {
+    pub fn ready(&self) {
         for health in &self.healths {
-            health.set(true).await;
+            health.set(true);
         }
     }
 

@@ -113,7 +113,7 @@ async fn serve(
         made = demo::ensure(&config, &addresses) => made?,
         () = shutdown.cancelled() => {}
     }
-    suite.ready().await;
+    suite.ready();
     say(&format!(
         "serving after {:.1} s\n{}",
         started.elapsed().as_secs_f32(),
@@ -137,7 +137,7 @@ async fn follow(
         loop {
             let serves = *is_up.borrow_and_update();
             for health in &healths {
-                health.set(serves).await;
+                health.set(serves);
             }
             if is_up.changed().await.is_err() {
                 // Nobody looks after PostgreSQL.

@@ -78,7 +78,10 @@ impl AuthLayer {
             .ok_or_else(|| ApiError::new(ErrorReason::TokenMissing, "the call carries no token"))?;
         let bearer = value.to_str().ok().and_then(|value| value.split_once(' '));
         let token = match (bearer, values.next()) {
-            (Some((scheme, token)), None) if scheme.eq_ignore_ascii_case("bearer") => token,
+            // One blank or more (RFC 9110, section 11.4).
+            (Some((scheme, token)), None) if scheme.eq_ignore_ascii_case("bearer") => {
+                token.trim_start_matches(' ')
+            }
             _ => return Err(refuse(&TokenError::Malformed)),
         };
         self.verifier.verify(token).map_err(|error| refuse(&error))

@@ -97,7 +97,8 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::stack::{Health, StackBuilder};
+    use crate::health::Health;
+    use crate::stack::StackBuilder;
 
     fn part(name: &'static str) -> Health {
         let verifier = Verifier::new(Audience::Public, Clock::default());
@@ -126,16 +127,16 @@ mod tests {
         };
         let serving = tokio::spawn(serve(listener, readiness, shutdown.clone()));
 
-        one.set(true).await;
+        one.set(true);
         let answer = ask(address, "GET /readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(answer.contains(r#"{"not_serving":["other"],"ready":false}"#), "{answer}");
         assert!(ask(address, "GET /livez").await.starts_with("HTTP/1.1 200 "));
 
-        other.set(true).await;
+        other.set(true);
         let answer = ask(address, "GET /readyz").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        one.set(false).await;
+        one.set(false);
         assert!(ask(address, "GET /readyz").await.starts_with("HTTP/1.1 503 "));
 
         shutdown.cancel();

@@ -8,7 +8,8 @@ use crm_clock::Clock;
 use crm_tenancy::{Migration, RegistryClient, RegistryEndpoints, Settings, TenantSessions};
 use secrecy::SecretString;
 
-use crate::stack::{Health, Stack, StackBuilder};
+use crate::health::Health;
+use crate::stack::{Stack, StackBuilder};
 
 /// A service that owns a schema in every tenant database.
 #[derive(Clone, Copy, Debug)]

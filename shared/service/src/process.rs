@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, ServerTlsConfig};
 
 use crate::admin::Readiness;
+use crate::health::Health;
 use crate::late::Late;
 use crate::metrics::recorder;
 use crate::server::{bind, serve_on};
-use crate::stack::{Health, Stack};
+use crate::stack::Stack;
 use crate::{admin, limits};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -99,7 +100,7 @@ pub async fn serve_process(
     };
     let (stacks, served): (Vec<_>, Vec<_>) = stacks.into_iter().unzip();
     for (late, (stack, health)) in lates.iter().zip(stacks.into_iter().zip(&served)) {
-        health.set(true).await;
+        health.set(true);
         late.set(stack);
     }
     healths.get_or_init(|| served.clone());

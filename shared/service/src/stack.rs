@@ -2,72 +2,28 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::response::IntoResponse;
 use crm_auth::{AuthLayer, Verifier};
 use crm_clock::Clock;
 use crm_proto::rules::Rules;
-use futures_util::FutureExt as _;
 use http::{Request, Response};
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::{Routes, RoutesBuilder};
-use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::{HealthReporter, HealthService};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
-use crate::limits::{self, LimitsLayer};
+use crate::health::Health;
+use crate::limits::LimitsLayer;
 use crate::metrics::recorder;
 use crate::observe::ObserveLayer;
 
 /// A service with all its layers, ready to be served.
 pub type Stack = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
-
-/// Says whether a service can do its work, to health checks.
-#[derive(Clone)]
-pub struct Health {
-    part: &'static str,
-    reporter: HealthReporter,
-    names: Vec<&'static str>,
-    is_serving: Arc<AtomicBool>,
-}
-
-impl std::fmt::Debug for Health {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Health").field("part", &self.part).finish_non_exhaustive()
-    }
-}
-
-impl Health {
-    /// Reports every service of the stack, and the server as a whole.
-    pub async fn set(&self, serving: bool) {
-        self.is_serving.store(serving, Ordering::Relaxed);
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in &self.names {
-            self.reporter.set_service_status(name, status).await;
-        }
-        self.reporter.set_service_status("", status).await;
-    }
-
-    /// Reports all of them as not serving, and leaves those who watch the time to
-    /// hear of it: then calls may be refused.
-    pub async fn give_notice(healths: &[Self]) {
-        for health in healths {
-            health.set(false).await;
-        }
-        tokio::time::sleep(limits::NOTICE).await;
-    }
-
-    /// The name of the stack, and whether it was said last that it serves.
-    pub fn state(&self) -> (&'static str, bool) {
-        (self.part, self.is_serving.load(Ordering::Relaxed))
-    }
-}
 
 /// Collects the gRPC services of one listener.
 #[derive(Debug)]
@@ -140,18 +96,9 @@ impl StackBuilder {
     ) -> Result<(Stack, Health), Box<dyn std::error::Error + Send + Sync>> {
         // What is not served here has no rule here, and is unknown to anyone.
         let rules = Arc::new(Rules::load()?.of_services(&self.names));
-        let reporter = HealthReporter::new();
-        let health = Health {
-            part: name,
-            reporter: reporter.clone(),
-            names: self.names.clone(),
-            is_serving: Arc::default(),
-        };
-        // Nothing serves before its App says so. Nobody else has the reporter
-        // yet, so that this does not wait.
-        health.set(false).now_or_never();
-        let checks = HealthService::from_health_reporter(reporter);
-        self.routes.add_service(HealthServer::new(checks));
+        // Nothing serves before its App says so.
+        let health = Health::new(name, self.names.clone());
+        self.routes.add_service(HealthServer::new(health.clone()));
         // Older clients, grpcurl 1.8 and Python among them, speak v1alpha.
         let named = [self.names.as_slice(), &self.listed].concat();
         self.routes.add_service(reflection(&named, &self.described)?.build_v1()?);

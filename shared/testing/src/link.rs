@@ -120,7 +120,7 @@ async fn listen(
     let shutdown = shutdown.clone();
     let serving =
         tokio::spawn(async move { serve(listener, app.stack, false, shutdown).await.unwrap() });
-    app.health.set(true).await;
+    app.health.set(true);
     (address, serving)
 }
 

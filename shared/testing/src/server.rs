@@ -109,7 +109,7 @@ fn serve(
             let clock = Clock::default();
             let shutdown = CancellationToken::new();
             let suite = suite(config.clone(), clock.clone()).await;
-            suite.ready().await;
+            suite.ready();
             let registry = registry_config(&config.superuser, &config.secrets);
             let identity = app::identity(&registry, clock.clone()).await.unwrap();
             let consistency = app::consistency(&registry, clock.clone());
@@ -142,7 +142,7 @@ impl Server {
         let shutdown = CancellationToken::new();
         let config = Config { session_budget, ..self.config.clone() };
         let suite = suite(config, self.clock.clone()).await;
-        suite.ready().await;
+        suite.ready();
         let addresses = suite.addresses;
         let stop = shutdown.clone();
         let running = tokio::spawn(async move { suite.run(stop).await.unwrap() });
