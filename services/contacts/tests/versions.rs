@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crm_contacts::app::{SERVICE, start_version};
 use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
 use crm_proto::contacts::v1::{Contact, CreateContactRequest};
-use crm_service::{DataConfig, DataService, serve};
+use crm_service::{Admission, DataConfig, DataService, Role, serve};
 use crm_tenancy::{Migration, RegistryEndpoints};
 use crm_testing::{Tenant, code_and_reason, serve_alone, server};
 use sqlx::Connection as _;
@@ -38,7 +38,13 @@ async fn start_next_version(more: &[Migration]) -> SocketAddr {
         session_budget: 5,
     };
     let app = start_version(service, config, server().clock.clone()).await.unwrap();
-    tokio::spawn(serve(listener, app.stack, false, CancellationToken::new()));
+    tokio::spawn(serve(
+        listener,
+        app.stack,
+        Role::Service,
+        Admission::default(),
+        CancellationToken::new(),
+    ));
     address
 }
 

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use crm_auth::{Audience, Verifier};
 use crm_clock::Clock;
-use crm_service::{DataConfig, Edge, Health, Readiness, Stack, StackBuilder, admin, bind, serve};
+use crm_service::{
+    Admission, AdmissionOptions, DataConfig, Edge, Health, Readiness, Role, Stack, StackBuilder,
+    admin, bind, serve,
+};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use crm_tenant_registry as registry;
 use crm_tenant_registry::{Account, ClusterAddress, PurgeSettings, scram_verifier};
@@ -83,6 +86,8 @@ pub struct Config {
     pub spares: u32,
     /// How deleted tenants are removed for good.
     pub purge: PurgeSettings,
+    /// Whom the listeners believe.
+    pub admission: AdmissionOptions,
 }
 
 impl std::fmt::Debug for Config {
@@ -102,7 +107,7 @@ pub struct Suite {
     healths: Vec<Health>,
     sessions: Vec<TenantSessions>,
     /// Edge and data services: they stop first.
-    front: JoinSet<Result<(), tonic::transport::Error>>,
+    front: JoinSet<std::io::Result<()>>,
     stop_front: CancellationToken,
     /// The registry, which they need to the end, and the admin listener, which
     /// tells of the end.
@@ -154,31 +159,32 @@ impl Suite {
         let registry = registry_config(&config.superuser, &config.secrets);
         let registry = registry::Config { spares: config.spares, purge: config.purge, ..registry };
         let registry = registry::App::start(registry, clock.clone()).await?;
-        let stop_back = CancellationToken::new();
-        let mut back = JoinSet::new();
-        let serve_back = |stack: &Stack, listener| {
-            let serving = serve(listener, stack.clone(), false, stop_back.clone());
+        let (mut back, stop_back) = (JoinSet::new(), CancellationToken::new());
+        let admission = Admission::new(config.admission.clone());
+        let serve_back = |listener, stack: &Stack, role| {
+            let serving =
+                serve(listener, stack.clone(), role, admission.clone(), stop_back.clone());
             async { Ok(serving.await?) }
         };
-        back.spawn(serve_back(&registry.public, listeners.registry));
-        back.spawn(serve_back(&registry.internal, listeners.internal));
+        back.spawn(serve_back(listeners.registry, &registry.public, Role::Service));
+        back.spawn(serve_back(listeners.internal, &registry.internal, Role::Internal));
 
         // The data services, which reach the registry as they would anywhere.
         let [contacts, messaging] = data_configs(&config.secrets, &addresses, session_budget);
         let contacts = crm_contacts::app::start(contacts, clock.clone()).await?;
         let messaging = crm_messaging::app::start(messaging, clock.clone()).await?;
-        let stop_front = CancellationToken::new();
-        let mut front = JoinSet::new();
-        let mut serve_front = |listener, stack: &Stack, http1| {
-            front.spawn(serve(listener, stack.clone(), http1, stop_front.clone()));
+        let (mut front, stop_front) = (JoinSet::new(), CancellationToken::new());
+        let mut serve_front = |listener, stack: &Stack, role| {
+            let (admission, stop) = (admission.clone(), stop_front.clone());
+            front.spawn(serve(listener, stack.clone(), role, admission, stop));
         };
-        serve_front(listeners.contacts, &contacts.stack, false);
-        serve_front(listeners.messaging, &messaging.stack, false);
+        serve_front(listeners.contacts, &contacts.stack, Role::Service);
+        serve_front(listeners.messaging, &messaging.stack, Role::Service);
 
         // The edge: an allow-list over the same stacks.
         let (edge, edge_health) =
             edge(&registry.public, &contacts.stack, &messaging.stack, config.edge_origins, clock)?;
-        serve_front(listeners.edge, &edge, true);
+        serve_front(listeners.edge, &edge, Role::Edge);
 
         // The admin listener, for all parts together.
         let healths = vec![
@@ -189,7 +195,7 @@ impl Suite {
             edge_health,
         ];
         let readiness = readiness(healths.clone());
-        back.spawn(admin::serve(listeners.admin, readiness, stop_back.clone()));
+        back.spawn(admin::serve(listeners.admin, readiness, admission, stop_back.clone()));
         Ok(Self {
             addresses,
             healths,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use crm_service::{Telemetry, parse_or_exit_usage, run};
+use crm_service::{AdmissionOptions, Telemetry, parse_or_exit_usage, run};
 use crm_tenant_registry::cli::{Reclaim, Reconcile};
 use http::HeaderValue;
 use secrecy::SecretString;
@@ -116,6 +116,9 @@ pub struct Options {
         default_value = "http://localhost:5173,http://127.0.0.1:5173"
     )]
     pub edge_origins: Vec<HeaderValue>,
+    /// Whom the listeners believe.
+    #[command(flatten)]
+    pub admission: AdmissionOptions,
 }
 
 /// A folder, or a place where one can be made.

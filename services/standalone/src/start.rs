@@ -91,6 +91,7 @@ fn config(options: &Options, superuser: PgConnectOptions, secrets: Secrets) -> C
         session_budget: options.session_budget.into(),
         spares: SPARES,
         purge: PurgeSettings::default(),
+        admission: options.admission.clone(),
     }
 }
 

@@ -172,6 +172,7 @@ fn public(
 fn internal(leases: LeaseApi, auth: AuthApi) -> StackBuilder {
     let leases = LeaseServiceServer::new(leases).max_decoding_message_size(MAX_SCHEMA_BYTES);
     StackBuilder::default()
+        .accepting(MAX_SCHEMA_BYTES)
         // What becomes of tenants is told in their own terms.
         .describing(["crm.registry.v1.Tenant"])
         .service(InterceptedService::new(leases, certificate_fits))

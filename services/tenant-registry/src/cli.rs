@@ -11,13 +11,12 @@ use chrono::TimeDelta;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use crm_clock::Clock;
 use crm_service::{
-    Door, Served, Telemetry, config_option, parse_or_exit_usage, pem_file, run, secret_file,
-    serve_process, server_tls,
+    Admission, AdmissionOptions, Door, Role, Served, ServerTls, Telemetry, config_option,
+    parse_or_exit_usage, pem_file, run, secret_file, serve_process, server_tls,
 };
 use futures_util::FutureExt as _;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::ServerTlsConfig;
 
 use crate::app::{App, identity};
 use crate::cluster::model::is_id;
@@ -118,6 +117,8 @@ pub struct Cli {
     client_ca_file: Option<String>,
     #[command(flatten)]
     telemetry: Telemetry,
+    #[command(flatten)]
+    admission: AdmissionOptions,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -180,15 +181,19 @@ struct Process {
     admin: Door,
     config: Config,
     telemetry: Telemetry,
+    admission: AdmissionOptions,
 }
 
 /// The main function of the program.
 pub fn main() -> ExitCode {
-    let Process { command, doors, admin, config, telemetry } =
+    let Process { command, doors, admin, config, telemetry, admission } =
         parse_or_exit_usage(Cli::command().arg(config_option()), Cli::check);
     run("tenant-registry", &telemetry, |shutdown| async move {
         match command {
-            Command::Start => serve(doors, admin, config, shutdown).await,
+            Command::Start => {
+                let admission = Admission::new(admission);
+                serve(doors, admin, admission, config, shutdown).await
+            }
             Command::Token { tenant } => print_token(&config, tenant.as_deref()).await,
             Command::Reconcile(command) => command.run(&config).await,
             Command::Reclaim(command) => command.run(&config).await,
@@ -200,6 +205,7 @@ pub fn main() -> ExitCode {
 async fn serve(
     doors: Vec<Door>,
     admin: Door,
+    admission: Admission,
     config: Config,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
@@ -214,7 +220,7 @@ async fn serve(
         let stacks = vec![(app.public, app.public_health), (app.internal, app.internal_health)];
         Ok(Served { stacks, drain: async {}.boxed() })
     };
-    serve_process(doors, admin, "PostgreSQL", start, shutdown).await
+    serve_process(doors, admin, admission, "PostgreSQL", start, shutdown).await
 }
 
 async fn print_token(config: &Config, tenant: Option<&str>) -> Result<(), Failure> {
@@ -231,15 +237,18 @@ impl Cli {
     /// What the options ask for, or how they do not fit together.
     fn check(self) -> Result<Process, Vec<String>> {
         let tls = self.tls()?;
-        let door = |name, address, option: &str, variable: &str| Door {
+        let door = |name, role, address, option: &str, variable: &str| Door {
             name,
             address,
             setting: format!("{option} ({variable})"),
+            role,
             tls: None,
         };
-        let public = door("tenant-registry", self.listen, "--listen", "CRM_REGISTRY_LISTEN");
+        let public =
+            door("tenant-registry", Role::Service, self.listen, "--listen", "CRM_REGISTRY_LISTEN");
         let internal = door(
             "tenant-registry-internal",
+            Role::Internal,
             self.internal_listen,
             "--internal-listen",
             "CRM_REGISTRY_INTERNAL_LISTEN",
@@ -275,11 +284,12 @@ impl Cli {
             ),
             config,
             telemetry: self.telemetry,
+            admission: self.admission,
         })
     }
 
     /// Leases carry passwords: they leave this machine by mutual TLS alone.
-    fn tls(&self) -> Result<Option<ServerTlsConfig>, Vec<String>> {
+    fn tls(&self) -> Result<Option<ServerTls>, Vec<String>> {
         const FILES: &str = "CRM_REGISTRY_TLS_CERT_FILE (--tls-cert-file), \
              CRM_REGISTRY_TLS_KEY_FILE (--tls-key-file) and \
              CRM_REGISTRY_CLIENT_CA_FILE (--client-ca-file)";

@@ -4,15 +4,18 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
+use prost::bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::service_fn;
 
+use crate::admission::Admission;
 use crate::metrics::recorder;
-use crate::server;
+use crate::scrapes::Scrapes;
+use crate::server::{self, Role};
 
 /// How often measured times are put into their buckets. Between, they are kept
 /// one by one.
@@ -35,14 +38,19 @@ pub struct Readiness {
 /// When the socket fails, or the process has another recorder of metrics.
 pub async fn serve(
     listener: TcpListener,
-    readiness: impl Fn() -> Readiness + Clone + Send + 'static,
+    readiness: impl Fn() -> Readiness + Clone + Send + Sync + 'static,
+    admission: Admission,
     shutdown: CancellationToken,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let recorder = recorder()?;
+    let scrapes = Scrapes::new(recorder);
     let service = service_fn(move |request: Request<Body>| {
         let answer = match request.uri().path() {
             "/metrics" | "/livez" | "/readyz" if request.method() != Method::GET => refuse(),
-            "/metrics" => answer(StatusCode::OK, "text/plain; version=0.0.4", recorder.render()),
+            "/metrics" => match scrapes.text() {
+                Some(text) => answer(StatusCode::OK, "text/plain; version=0.0.4", text),
+                None => too_many(),
+            },
             "/livez" => answer(StatusCode::OK, "text/plain", "ok\n".to_owned()),
             "/readyz" => ready(readiness()),
             _ => answer(StatusCode::NOT_FOUND, "text/plain", "not found\n".to_owned()),
@@ -56,7 +64,7 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        served = server::serve(listener, service, true, shutdown) => Ok(served?),
+        served = server::serve(listener, service, Role::Admin, admission, shutdown) => Ok(served?),
         () = upkeep => Ok(()),
     }
 }
@@ -80,7 +88,18 @@ fn refuse() -> Response<Body> {
     answer
 }
 
-fn answer(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+fn too_many() -> Response<Body> {
+    let text = "too many read the metrics\n".to_owned();
+    let mut answer = answer(StatusCode::SERVICE_UNAVAILABLE, "text/plain", text);
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    answer
+}
+
+fn answer<B>(status: StatusCode, kind: &'static str, body: B) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let mut answer = Response::new(Body::new(body));
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -125,7 +144,8 @@ mod tests {
             parts: healths.iter().map(Health::state).collect(),
             waits_for: None,
         };
-        let serving = tokio::spawn(serve(listener, readiness, shutdown.clone()));
+        let serving =
+            tokio::spawn(serve(listener, readiness, Admission::default(), shutdown.clone()));
 
         one.set(true);
         let answer = ask(address, "GET /readyz").await;
@@ -151,6 +171,7 @@ mod tests {
         let _serving = tokio::spawn(serve(
             listener,
             || Readiness { parts: Vec::new(), waits_for: None },
+            Admission::default(),
             shutdown.clone(),
         ));
 

@@ -10,10 +10,12 @@ use crm_tenancy::RegistryEndpoints;
 use futures_util::FutureExt as _;
 use secrecy::SecretString;
 
+use crate::admission::{Admission, AdmissionOptions};
 use crate::config::{config_option, parse_or_exit_usage, secret_file};
 use crate::data::{DataApp, DataConfig, DataService};
 use crate::process::{Door, Served, serve_process};
 use crate::run::run;
+use crate::server::Role;
 use crate::telemetry::Telemetry;
 use crate::tls::{client_tls, pem_file};
 
@@ -57,6 +59,15 @@ struct Options {
     tls_key_file: Option<SecretString>,
     #[command(flatten)]
     telemetry: Telemetry,
+    #[command(flatten)]
+    admission: AdmissionOptions,
+}
+
+/// Where it listens, and whom it believes there.
+struct Listening {
+    listen: SocketAddr,
+    admin: SocketAddr,
+    admission: AdmissionOptions,
 }
 
 /// The options whose variables carry the service's name.
@@ -105,12 +116,13 @@ impl DataService {
     where
         F: Future<Output = Result<DataApp, Failure>>,
     {
-        let ([listen, admin], telemetry, config) =
+        let (Listening { listen, admin, admission }, telemetry, config) =
             parse_or_exit_usage(self.command().arg(config_option()), |options| self.check(options));
         let door = Door {
             name: self.name,
             address: listen,
             setting: format!("--listen ({})", self.variable("listen")),
+            role: Role::Service,
             tls: None,
         };
         let setting = format!("--admin-listen ({})", self.variable("admin_listen"));
@@ -121,14 +133,12 @@ impl DataService {
                 let drain = async move { sessions.drain().await }.boxed();
                 Ok(Served { stacks: vec![(stack, health)], drain })
             };
-            serve_process(vec![door], admin, "tenant-registry", start, shutdown)
+            let admission = Admission::new(admission);
+            serve_process(vec![door], admin, admission, "tenant-registry", start, shutdown)
         })
     }
 
-    fn check(
-        &self,
-        options: Options,
-    ) -> Result<([SocketAddr; 2], Telemetry, DataConfig), Vec<String>> {
+    fn check(&self, options: Options) -> Result<(Listening, Telemetry, DataConfig), Vec<String>> {
         let Options { listen, admin_listen, registry_endpoint, telemetry, .. } = options;
         let files = (options.tls_cert_file, options.tls_key_file, options.registry_ca_file);
         let tls = match (registry_endpoint.starts_with("https:"), files) {
@@ -157,7 +167,8 @@ impl DataService {
             instance: instance(listen),
             session_budget: options.session_budget.into(),
         };
-        Ok(([listen, admin_listen], telemetry, config))
+        let listening = Listening { listen, admin: admin_listen, admission: options.admission };
+        Ok((listening, telemetry, config))
     }
 }
 

@@ -23,9 +23,10 @@ use tonic_health::pb::{
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder, ServiceExt as _};
 
-use crate::limits::LimitsLayer;
+use crate::admission::AdmitLayer;
+use crate::limits::{LimitsLayer, MAX_MESSAGE_BYTES};
 use crate::observe::ObserveLayer;
-use crate::stack::Stack;
+use crate::stack::{Stack, streaming};
 
 /// Answers before what it waits for is there: health checks with NOT_SERVING,
 /// every other call with UNAVAILABLE. Clones are one.
@@ -38,7 +39,8 @@ pub(crate) struct Late {
 
 impl Late {
     /// For the process of this name.
-    pub(crate) fn new(name: &'static str, clock: Clock) -> Self {
+    pub(crate) fn new(name: &'static str, clock: Clock) -> Result<Self, prost::DecodeError> {
+        let streaming = streaming()?;
         let is_there = CancellationToken::new();
         let checks = NotServing { until: is_there.clone() };
         let routes = Routes::new(HealthServer::new(checks)).prepare();
@@ -56,10 +58,11 @@ impl Late {
         });
         let waiting = ServiceBuilder::new()
             .layer(ObserveLayer::new(name, std::iter::empty(), clock))
-            .layer(LimitsLayer::new())
+            .layer(LimitsLayer)
+            .layer(AdmitLayer::new(streaming, MAX_MESSAGE_BYTES))
             .service(waiting);
         let waiting = BoxCloneSyncService::new(waiting);
-        Self { waiting, stack: Arc::default(), is_there }
+        Ok(Self { waiting, stack: Arc::default(), is_there })
     }
 
     /// The stack is there. Whoever watches its health asks again.

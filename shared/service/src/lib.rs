@@ -2,7 +2,10 @@
 //! runs, serves, drains, and opens requests.
 
 pub mod admin;
+mod admission;
+mod bind;
 mod config;
+mod connection;
 mod data;
 mod data_process;
 mod edge;
@@ -17,10 +20,12 @@ pub mod names;
 mod observe;
 pub mod open;
 pub mod page;
+mod polite;
 mod process;
 mod protocol;
 pub mod repeat;
 mod run;
+mod scrapes;
 mod server;
 mod stack;
 mod stopping;
@@ -29,8 +34,11 @@ pub mod text;
 mod time;
 mod tls;
 mod trace;
+mod turns;
 
 pub use admin::Readiness;
+pub use admission::{Admission, AdmissionOptions, Network};
+pub use bind::bind;
 pub use config::{config_option, parse_or_exit_usage, secret_file};
 pub use data::{DataApp, DataConfig, DataService};
 pub use edge::Edge;
@@ -38,8 +46,8 @@ pub use health::Health;
 pub use limits::MAX_MESSAGE_BYTES;
 pub use process::{Door, Served, serve_process};
 pub use run::{EXIT_USAGE, run};
-pub use server::{bind, serve};
+pub use server::{Role, serve};
 pub use stack::{Stack, StackBuilder};
 pub use telemetry::{Format, Telemetry};
 pub use time::timestamp;
-pub use tls::{client_tls, pem_file, server_tls};
+pub use tls::{ServerTls, TlsError, client_tls, pem_file, server_tls};

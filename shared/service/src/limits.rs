@@ -2,13 +2,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crm_error::{ApiError, ErrorReason, deadline_exceeded};
 use http::{HeaderMap, Request, Response};
-use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -18,61 +16,118 @@ use crate::stopping::{Ending, Stopping};
 
 /// The largest request message, unless a method names another.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+/// Calls of one service that may run at once; more are refused, not queued.
+pub(crate) const CALLS: usize = 1024;
+/// What of these is kept for operators, services and health checks.
+pub(crate) const KEPT_CALLS: usize = 32;
+/// Up to here a tenant may have them all; beyond, so many.
+pub(crate) const CALLS_UNCONTENDED: usize = (CALLS - KEPT_CALLS) / 2;
+pub(crate) const CALLS_OF_ONE: usize = 64;
+
+/// Connections of a process; fewer where it may open fewer descriptors.
+pub(crate) const CONNECTIONS: usize = 10_000;
+/// What of these is kept for listeners that are not public.
+pub(crate) const KEPT_CONNECTIONS: usize = 64;
+/// Connections of one address to one listener; and of a proxy, which calls for
+/// many.
+pub(crate) const CONNECTIONS_OF_ONE: usize = 256;
+pub(crate) const CONNECTIONS_OF_A_PROXY: usize = 4096;
+/// How long a client may take for the TLS handshake.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
+/// How long it may take until it has said what it speaks: the preface of
+/// HTTP/2, or the first head of HTTP/1.1.
+pub(crate) const PREFACE: Duration = Duration::from_secs(5);
+
+/// Bytes of requests that are not there as a whole, in a process.
+pub(crate) const PARTIAL_BYTES: usize = 64 * 1024 * 1024;
+/// Up to here one address may have them all; beyond, as much as so many of the
+/// largest requests take.
+pub(crate) const PARTIAL_BYTES_UNCONTENDED: usize = PARTIAL_BYTES / 4;
+pub(crate) const LARGEST_REQUESTS_OF_ONE: usize = 8;
+/// What a call that waits for its request takes, beside what has come.
+pub(crate) const WAITING_CALL_BYTES: usize = 8 * 1024;
+/// How long a request may take to come, whatever its size; and how fast it
+/// comes then.
+const BODY_TIME: Duration = Duration::from_secs(5);
+const BODY_BYTES_PER_SECOND: usize = 32 * 1024;
+/// Streams that anyone may open, such as watches of health: in a process, and
+/// from one address.
+pub(crate) const STREAMS: usize = 1024;
+pub(crate) const STREAMS_OF_ONE: usize = 16;
+
 /// Streams that one connection may have open.
 pub(crate) const STREAMS_PER_CONNECTION: u32 = 100;
-/// How much of a request body is taken in before its handler reads it.
+/// How much of a request body is taken in before it is read.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+/// The same for a connection: one stream that nobody reads stops no other.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = STREAMS_PER_CONNECTION * STREAM_WINDOW_BYTES;
+/// How much of a connection is read in one go: the calls that it brings are
+/// begun before more comes.
+pub(crate) const TURN_BYTES: usize = 4 * 1024;
+/// How many connections of a proxy are read at a time, where of another peer one
+/// is for each core.
+pub(crate) const TURNS_OF_A_PROXY: usize = 16;
+/// Calls that were given up before they were begun. No turn brings more: a call
+/// of three bytes and its end take 25 (RFC 9113, section 4.1).
+pub(crate) const PENDING_RESETS: usize = TURN_BYTES / 25 + 2;
+/// Streams of a connection that were wrong in themselves. Behind a proxy many
+/// callers share one: it outlives the wrong ones of its time.
+pub(crate) const WRONG_STREAMS: usize = 100_000;
 /// The whole of a call's metadata.
 pub(crate) const HEADER_LIST_BYTES: u32 = 16 * 1024;
+/// The head of a request in HTTP/1.1, before it is found to be too large.
+pub(crate) const HEAD_BYTES: usize = 64 * 1024;
+/// How much more of a refused request is read in HTTP/1.1, so that the
+/// connection can be used again.
+pub(crate) const DISCARDED_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 /// After how long a silent connection is probed, and then given up.
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(20);
+/// How long a connection of HTTP/1.1 may wait for the next request; and what
+/// clients are told, so that none sends when it closes.
+pub(crate) const IDLE: Duration = Duration::from_secs(75);
+pub(crate) const IDLE_TOLD: Duration = Duration::from_secs(60);
 /// How old a connection may become, so that clients spread over replicas.
 pub(crate) const CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+/// By how much it may differ, so that they do not all come again at once.
+pub(crate) const CONNECTION_AGE_SPREAD: Duration = Duration::from_secs(3 * 60);
 /// How long an old connection may finish its calls.
 pub(crate) const CONNECTION_GRACE: Duration = Duration::from_secs(60);
+/// How long the last answers have to be sent.
+pub(crate) const LINGER: Duration = Duration::from_millis(200);
 /// How long health checks fail before calls are refused, so that those who
 /// watch send them elsewhere.
 pub(crate) const NOTICE: Duration = Duration::from_millis(200);
 /// How long calls may go on after the first signal to stop: it is the deadline
 /// of those that have a later one.
 pub(crate) const DRAIN: Duration = Duration::from_secs(6);
-/// How long a client may take for the TLS handshake.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
 
-/// Calls of one service that may run at once; more are refused, not queued.
-const CALLS_AT_ONCE: usize = 1024;
 /// The deadline of a call that names none.
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest deadline that a call may have.
 const MAX_DEADLINE: Duration = Duration::from_secs(30);
-/// tonic enforces the caller's own deadline with a CANCELLED; ending a little
-/// earlier makes it the DEADLINE_EXCEEDED that gRPC promises.
+/// An answer that comes a little earlier finds its caller still there.
 const HEAD_START: Duration = Duration::from_millis(5);
 
-/// Sheds load, enforces deadlines, and ends what the server stops before.
-#[derive(Clone, Debug)]
-pub(crate) struct LimitsLayer {
-    calls: Arc<Semaphore>,
+/// How long a request may take until so much of it has come.
+pub(crate) fn body_time(bytes: usize) -> Duration {
+    BODY_TIME + Duration::from_secs((bytes / BODY_BYTES_PER_SECOND) as u64)
 }
 
-impl LimitsLayer {
-    pub(crate) fn new() -> Self {
-        Self { calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)) }
-    }
-}
+/// Enforces deadlines, and ends what the server stops before.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LimitsLayer;
 
 impl<S> Layer<S> for LimitsLayer {
     type Service = Limits<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Limits { calls: self.calls.clone(), inner }
+        Limits { inner }
     }
 }
 
 /// A service behind [`LimitsLayer`].
 #[derive(Clone, Debug)]
 pub(crate) struct Limits<S> {
-    calls: Arc<Semaphore>,
     inner: S,
 }
 
@@ -94,11 +149,6 @@ where
         if let Some(refusal) = protocol::refuse(&request) {
             return Box::pin(async { Ok(refusal) });
         }
-        let Ok(permit) = self.calls.clone().try_acquire_owned() else {
-            let error = ApiError::new(ErrorReason::Overloaded, "the server is overloaded")
-                .with_retry_after(Duration::from_secs(1));
-            return Box::pin(async { Ok(Status::from(error).into_http()) });
-        };
         let deadline = match deadline(request.headers()) {
             Ok(deadline) => deadline,
             Err(error) => return Box::pin(async { Ok(Status::from(error).into_http()) }),
@@ -110,7 +160,6 @@ where
                 answer = tokio::time::timeout(deadline, answer) => answer.ok(),
                 () = stopping.over.cancelled() => None,
             };
-            drop(permit);
             let Some(answer) = answer else {
                 return Ok(Status::from(deadline_exceeded()).into_http());
             };

@@ -48,12 +48,25 @@ fn describe() {
             "crm_log_revision",
             "The greatest revision that this process wrote, in whichever tenant's log.",
         ),
+        ("crm_connections", "Connections that are open, by the kind of their listener."),
+        (
+            "crm_admission_in_use",
+            "What callers have of that of which there is only so much, by limit.",
+        ),
         ("crm_leases", "Leases of tenants' databases in memory."),
         ("crm_spares", "Databases that wait for a tenant, by cluster."),
         ("crm_spare_target", "Databases that should wait for a tenant, by cluster."),
         ("crm_migrations", "Databases of tenants by the state of their schema, for each service."),
     ];
     let counters = [
+        (
+            "crm_admission_refused_total",
+            "What was refused because there was no room for it, by limit.",
+        ),
+        (
+            "crm_connections_gave_way_total",
+            "Connections without a call that were ended to make room for others.",
+        ),
         ("crm_writes_total", "Writes that were answered, repeats included."),
         ("crm_sessions_opened_total", "Database sessions that were opened."),
         ("crm_sessions_closed_total", "Database sessions that were closed, by reason."),

@@ -11,15 +11,17 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Server, ServerTlsConfig};
 
+use crate::admin;
 use crate::admin::Readiness;
+use crate::admission::Admission;
+use crate::bind::bind;
 use crate::health::Health;
 use crate::late::Late;
 use crate::metrics::recorder;
-use crate::server::{bind, serve_on};
+use crate::server::{Role, serve_with};
 use crate::stack::Stack;
-use crate::{admin, limits};
+use crate::tls::ServerTls;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -32,14 +34,16 @@ pub struct Door {
     pub address: SocketAddr,
     /// The option that says so, and its variable.
     pub setting: String,
+    /// What it is for.
+    pub role: Role,
     /// TLS, where it is demanded.
-    pub tls: Option<ServerTlsConfig>,
+    pub tls: Option<ServerTls>,
 }
 
 impl Door {
     /// The admin listener of a process.
     pub fn admin(address: SocketAddr, setting: String) -> Self {
-        Self { name: "admin", address, setting, tls: None }
+        Self { name: "admin", address, setting, role: Role::Admin, tls: None }
     }
 }
 
@@ -63,6 +67,7 @@ pub struct Served {
 pub async fn serve_process(
     doors: Vec<Door>,
     admin_door: Door,
+    admission: Admission,
     waits_for: &'static str,
     start: impl Future<Output = Result<Served, Failure>>,
     shutdown: CancellationToken,
@@ -74,7 +79,7 @@ pub async fn serve_process(
     let readiness = readiness(&doors, waits_for, healths.clone());
     // Metrics are looked up once: the recorder must be there before.
     recorder()?;
-    let mut admin = tokio::spawn(admin::serve(listener, readiness, stop_admin));
+    let mut admin = tokio::spawn(admin::serve(listener, readiness, admission.clone(), stop_admin));
 
     // Apart from the shutdown: health checks fail before calls are refused.
     let stop = CancellationToken::new();
@@ -83,8 +88,9 @@ pub async fn serve_process(
     let mut lates = Vec::new();
     for door in doors {
         let Some(listener) = open(&door, &shutdown).await? else { return Ok(()) };
-        let late = Late::new(door.name, Clock::default());
-        serving.spawn(serve_on(server(door)?, listener, late.clone(), stop.clone()));
+        let late = Late::new(door.name, Clock::default())?;
+        let (admission, stop) = (admission.clone(), stop.clone());
+        serving.spawn(serve_with(door.tls, listener, late.clone(), door.role, admission, stop));
         lates.push(late);
     }
 
@@ -132,13 +138,6 @@ fn readiness(
     }
 }
 
-fn server(door: Door) -> Result<Server, tonic::transport::Error> {
-    match door.tls {
-        Some(tls) => Server::builder().tls_config(tls.timeout(limits::HANDSHAKE)),
-        None => Ok(Server::builder()),
-    }
-}
-
 /// Takes a door's address. `None`: the shutdown came before.
 async fn open(door: &Door, shutdown: &CancellationToken) -> Result<Option<TcpListener>, Failure> {
     let listener = tokio::select! {
@@ -151,7 +150,7 @@ async fn open(door: &Door, shutdown: &CancellationToken) -> Result<Option<TcpLis
 
 /// Stops serving, and lets calls finish.
 async fn stopped(
-    mut serving: JoinSet<Result<(), tonic::transport::Error>>,
+    mut serving: JoinSet<std::io::Result<()>>,
     stop: &CancellationToken,
     drain: BoxFuture<'static, ()>,
 ) -> Result<(), Failure> {

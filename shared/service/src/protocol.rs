@@ -46,9 +46,11 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// HTTP/2 bounds this itself; HTTP/1.1, at the edge, does not.
 fn is_too_large(headers: &HeaderMap) -> bool {
-    let bytes = headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD)
-        .sum::<usize>();
-    bytes > HEADER_LIST_BYTES as usize
+    head_bytes(headers) > HEADER_LIST_BYTES as usize
+}
+
+/// What a call's metadata takes.
+pub(crate) fn head_bytes(headers: &HeaderMap) -> usize {
+    let bytes = |name: &str, value: &HeaderValue| name.len() + value.len() + HEADER_OVERHEAD;
+    headers.iter().map(|(name, value)| bytes(name.as_str(), value)).sum()
 }

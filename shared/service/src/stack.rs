@@ -17,8 +17,9 @@ use tonic_health::pb::health_server::HealthServer;
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceBuilder};
 
+use crate::admission::{AdmitLayer, Streaming};
 use crate::health::Health;
-use crate::limits::LimitsLayer;
+use crate::limits::{LimitsLayer, MAX_MESSAGE_BYTES};
 use crate::metrics::recorder;
 use crate::observe::ObserveLayer;
 
@@ -35,6 +36,8 @@ pub struct StackBuilder {
     listed: Vec<&'static str>,
     /// Messages of others' files that stand in answers here as `Any`.
     described: Vec<&'static str>,
+    /// The largest request.
+    most_bytes: usize,
 }
 
 impl Default for StackBuilder {
@@ -44,6 +47,7 @@ impl Default for StackBuilder {
             names: Vec::new(),
             listed: Vec::new(),
             described: Vec::new(),
+            most_bytes: MAX_MESSAGE_BYTES,
         }
     }
 }
@@ -82,6 +86,13 @@ impl StackBuilder {
         self
     }
 
+    /// Takes requests up to this size.
+    #[must_use]
+    pub fn accepting(mut self, bytes: usize) -> Self {
+        self.most_bytes = bytes;
+        self
+    }
+
     /// Adds health and reflection, and puts the layers before everything.
     ///
     /// # Errors
@@ -111,13 +122,27 @@ impl StackBuilder {
             // Outermost, so that every answer has an id, the project's form,
             // a line in the log and a place in the metrics.
             .layer(observe)
-            // Before authentication, so that a flood costs no signatures.
-            .layer(LimitsLayer::new())
-            // Innermost: no handler runs for a caller who may not call it.
+            // Before all that may wait.
+            .layer(LimitsLayer)
+            // Before the body is read: nothing is taken in for a caller who may
+            // not call.
             .layer(AuthLayer::new(rules, verifier))
+            // Innermost, so that a place is held by work alone: not by whoever
+            // is refused, nor by whoever sends slowly.
+            .layer(AdmitLayer::new(streaming()?, self.most_bytes))
             .service(self.routes.routes().prepare());
         Ok((BoxCloneSyncService::new(stack), health))
     }
+}
+
+/// The methods of all services that stream.
+pub(crate) fn streaming() -> Result<Streaming, prost::DecodeError> {
+    Streaming::read(&[
+        crm_proto::FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ])
 }
 
 /// Reflection over the services of one listener, and no others: files that

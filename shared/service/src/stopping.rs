@@ -29,6 +29,11 @@ impl Stopping {
         Self { asked, ..Self::default() }
     }
 
+    /// For one connection, whose calls may have to end before the server does.
+    pub(crate) fn of_connection(&self) -> Self {
+        Self { asked: self.asked.child_token(), ..self.clone() }
+    }
+
     /// For one call, which counts among `calls` as long as it has this.
     pub(crate) fn of_call(&self, calls: &Arc<()>) -> Self {
         Self { _unanswered: Arc::downgrade(calls), ..self.clone() }

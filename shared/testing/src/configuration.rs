@@ -178,6 +178,7 @@ fn wrong_value(variable: &str) -> &'static str {
         "CRM_REGISTRY_ENDPOINT" => "ftp://registry",
         "CRM_SESSION_CAP" => "0",
         "CRM_SPARES" => "-1",
+        "CRM_TRUSTED_PROXIES" => "localhost",
         "OTEL_EXPORTER_OTLP_ENDPOINT" => "http://[",
         "CRM_CONFIG" => "/nowhere/crm.toml",
         _ if variable.ends_with("_FILE") => "/nowhere/file",

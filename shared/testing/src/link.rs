@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use crm_clock::Clock;
-use crm_service::{DataApp, DataConfig, serve};
+use crm_service::{Admission, DataApp, DataConfig, Role, serve};
 use crm_tenancy::{RegistryEndpoints, TenantSessions};
 use secrecy::SecretString;
 use tokio::io::copy_bidirectional;
@@ -118,8 +118,9 @@ async fn listen(
 ) -> (SocketAddr, JoinHandle<()>) {
     let address = listener.local_addr().unwrap();
     let shutdown = shutdown.clone();
-    let serving =
-        tokio::spawn(async move { serve(listener, app.stack, false, shutdown).await.unwrap() });
+    let serving = tokio::spawn(async move {
+        serve(listener, app.stack, Role::Service, Admission::default(), shutdown).await.unwrap()
+    });
     app.health.set(true);
     (address, serving)
 }

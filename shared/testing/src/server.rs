@@ -6,6 +6,7 @@ use std::sync::{OnceLock, mpsc};
 use std::thread;
 
 use crm_clock::Clock;
+use crm_service::AdmissionOptions;
 use crm_standalone::app::{Addresses, Config, Listeners, Suite, registry_config};
 use crm_standalone::data::Secrets;
 use crm_tenant_registry::consistency::Consistency;
@@ -105,7 +106,16 @@ fn serve(
             };
             let edge_origins = vec!["http://localhost:5173".parse().unwrap()];
             let session_budget = SESSION_BUDGET;
-            let config = Config { superuser, secrets, edge_origins, session_budget, spares, purge };
+            let admission = AdmissionOptions::default();
+            let config = Config {
+                superuser,
+                secrets,
+                edge_origins,
+                session_budget,
+                spares,
+                purge,
+                admission,
+            };
             let clock = Clock::default();
             let shutdown = CancellationToken::new();
             let suite = suite(config.clone(), clock.clone()).await;

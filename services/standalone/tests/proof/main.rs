@@ -5,6 +5,7 @@
 
 mod authorization;
 mod door;
+mod floods;
 mod forge;
 mod input;
 mod isolation;
