@@ -133,7 +133,7 @@ impl Leases {
 
     /// The login of the contacts service in the database of a tenant.
     pub(crate) async fn login(&mut self, tenant: &str) -> Result<Login, Failure> {
-        let message = pb::AcquireLeaseRequest { tenant: tenant.to_owned() };
+        let message = pb::AcquireLeaseRequest { tenant: tenant.to_owned(), ..Default::default() };
         let lease = self.client.acquire_lease(self.bearer.request(message)).await?.into_inner();
         Ok(Login {
             port: u16::try_from(lease.port)?,

@@ -199,7 +199,8 @@ END
 $$;
 
 -- Makes the login of one service in one tenant database, and lets it in
--- there and nowhere else. It is shut where the tenant's others are.
+-- there and nowhere else. It is shut where the tenant's others are. One that is
+-- there gets another password, and loses the settings that it made itself.
 CREATE OR REPLACE FUNCTION crm_cluster.ensure_login(
     tenant uuid, service text, generation integer, verifier text
 ) RETURNS text
@@ -226,6 +227,7 @@ BEGIN
             CASE WHEN claim.state <> 2 THEN 'NOLOGIN' ELSE 'LOGIN' END,
             format('crm_%s', service), verifier);
     ELSE
+        PERFORM crm_cluster.reset_settings(login);
         EXECUTE format('ALTER ROLE %I PASSWORD %L', login, verifier);
     END IF;
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', 'tenant_' || hex, login);
@@ -233,8 +235,69 @@ BEGIN
 END
 $$;
 
+-- A role may set what its sessions begin with, in one database or in all.
+CREATE OR REPLACE FUNCTION crm_cluster.reset_settings(login name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    place text;
+BEGIN
+    FOR place IN
+        SELECT CASE WHEN s.setdatabase <> 0 THEN format('IN DATABASE %I', d.datname) END
+        FROM pg_db_role_setting AS s
+        JOIN pg_roles AS r ON r.oid = s.setrole
+        LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
+        WHERE r.rolname = login
+    LOOP
+        EXECUTE format('ALTER ROLE %I %s RESET ALL', login, place);
+    END LOOP;
+END
+$$;
+
+-- Takes the password of a login that was changed. Nobody opens a session with
+-- it before ensure_login gives it another; end_sessions ends those that are open.
+CREATE OR REPLACE FUNCTION crm_cluster.void_login(tenant uuid, service text, generation integer)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    hex text := replace(tenant::text, '-', '');
+    login text := format('t_%s_%s_g%s', hex, service, generation);
+BEGIN
+    IF service !~ '^[a-z]{1,20}$' OR generation NOT BETWEEN 1 AND 999999 OR login IS NULL THEN
+        RAISE EXCEPTION 'not a tenant login' USING ERRCODE = '22023';
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('crm database ' || hex, 0));
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = login) THEN
+        PERFORM crm_cluster.alter_login(login, '');
+    END IF;
+END
+$$;
+
+-- What a login may change of itself: how it is let in, told so that the right
+-- password is recognized and none can be found, and what its sessions begin
+-- with. Those of one tenant, or of all.
+CREATE OR REPLACE FUNCTION crm_cluster.logins(tenant uuid DEFAULT NULL)
+RETURNS TABLE (login text, salt text, verifier_digest bytea, settings text[])
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT a.rolname::text,
+        substring(a.rolpassword FROM '^SCRAM-SHA-256\$[0-9]+:([A-Za-z0-9+/=]+)\$'),
+        sha256(convert_to(a.rolpassword, 'UTF8')),
+        ARRAY(
+            SELECT DISTINCT split_part(setting, '=', 1)
+            FROM pg_db_role_setting AS s, unnest(s.setconfig) AS setting
+            WHERE s.setrole = a.oid
+            ORDER BY 1
+        )
+    FROM pg_authid AS a
+    WHERE a.rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$',
+        coalesce(replace(tenant::text, '-', ''), '[0-9a-f]{32}'))
+$$;
+
 -- Enforces a state of a tenant, by crm.registry.v1.Tenant.State: all its logins
--- are open if it is active (2), and shut if it is not. Sessions that are open go
+-- are open if it is active (2), and shut if it is not; either way they lose
+-- their passwords, which ensure_login gives them anew. Sessions that are open go
 -- on: once this is committed, end_sessions ends them.
 -- CR011: the state that is enforced is none of those that the registry knows of,
 -- as after a restore. Nothing is changed then.
@@ -272,25 +335,37 @@ BEGIN
     -- The lock of ensure_login: two ALTERs of a role at once fail.
     PERFORM pg_advisory_xact_lock(hashtextextended('crm database ' || hex, 0));
     FOR login IN
-        SELECT rolname FROM pg_roles
+        SELECT rolname FROM pg_authid
         WHERE rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$', hex)
-            AND rolcanlogin <> (setting = 'LOGIN')
+            AND (rolcanlogin <> (setting = 'LOGIN')
+                OR setting = 'NOLOGIN' AND rolpassword IS NOT NULL)
     LOOP
-        EXECUTE format('ALTER ROLE %I %s', login, setting);
+        PERFORM crm_cluster.alter_login(login, setting);
     END LOOP;
 END
 $$;
 
--- Ends the sessions of tenant logins that are shut, those of one tenant or of
--- all, and answers how many it found. They need a moment: none is left when
--- it finds none.
+-- Changes a login, and takes its password: whoever changed that has lost it.
+CREATE OR REPLACE FUNCTION crm_cluster.alter_login(login name, setting text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- A session that changes its role in a transaction would keep us waiting.
+    PERFORM pg_terminate_backend(a.pid) FROM pg_stat_activity AS a WHERE a.usename = login;
+    EXECUTE format('ALTER ROLE %I %s PASSWORD NULL', login, setting);
+END
+$$;
+
+-- Ends the sessions of tenant logins that are shut or have no password, those of
+-- one tenant or of all, and answers how many it found. They need a moment: none
+-- is left when it finds none.
 CREATE OR REPLACE FUNCTION crm_cluster.end_sessions(tenant uuid DEFAULT NULL) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT count(pg_terminate_backend(a.pid))
     FROM pg_stat_activity AS a
-    JOIN pg_roles AS r ON r.oid = a.usesysid
-    WHERE NOT r.rolcanlogin
+    JOIN pg_authid AS r ON r.oid = a.usesysid
+    WHERE (NOT r.rolcanlogin OR r.rolpassword IS NULL)
         AND r.rolname ~ format('^t_%s_[a-z]{1,20}_g[0-9]{1,6}$',
             coalesce(replace(tenant::text, '-', ''), '[0-9a-f]{32}'))
 $$;
@@ -311,6 +386,8 @@ $$;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crm_cluster FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_service(text, text) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.ensure_login(uuid, text, integer, text) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.void_login(uuid, text, integer) TO crm_registry;
+GRANT EXECUTE ON FUNCTION crm_cluster.logins(uuid) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.claim_database(uuid, uuid, text, uuid, smallint) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.confirm_claim(uuid, uuid) TO crm_registry;
 GRANT EXECUTE ON FUNCTION crm_cluster.reclaim_database(uuid, uuid, uuid) TO crm_registry;

@@ -90,7 +90,7 @@ impl App {
 
         // Tenants: their logins, their databases, themselves, their clusters.
         let logins =
-            Logins::new(database.clone(), claims.clone(), config.master_key, clock.clone());
+            Logins::new(database.clone(), claims.clone(), config.master_key.clone(), clock.clone());
         let provisioner =
             Provisioner::new(database.clone(), logins.clone(), claims.clone(), clock.clone());
         until(&drain, provisioner.clone().resume());
@@ -109,7 +109,8 @@ impl App {
         let activities = Activities::new(database.clone(), clock.clone());
         let clusters =
             Clusters::new(database.clone(), schemas.clone(), provisioner, claims, clock.clone());
-        let consistency = Consistency::new(database.clone(), clock.clone());
+        let consistency =
+            Consistency::new(database.clone(), config.master_key.clone(), clock.clone());
 
         // What becomes of tenants, for the services that watch.
         let events = Events::start(database, clock.clone(), drain.clone());
@@ -195,7 +196,7 @@ pub async fn identity(config: &Config, clock: Clock) -> Result<Identity, Failure
 /// The comparison of the registry with its clusters alone, for whoever has its
 /// configuration. It connects when it is asked.
 pub fn consistency(config: &Config, clock: Clock) -> Consistency {
-    Consistency::new(Database::connect(config), clock)
+    Consistency::new(Database::connect(config), config.master_key.clone(), clock)
 }
 
 /// What would settle the differences between the registry and a cluster, by what

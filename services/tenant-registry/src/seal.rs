@@ -114,11 +114,22 @@ pub(crate) fn fingerprint(secret: &str) -> Vec<u8> {
 pub fn scram_verifier(password: &SecretString) -> Result<String, SealError> {
     let mut salt = [0; 16];
     rand::fill(&mut salt)?;
+    salted_verifier(password, &salt)
+}
+
+/// Whether the verifier with this salt (base64) and digest (SHA-256) is one that
+/// [`scram_verifier`] made of a password.
+pub(crate) fn is_verifier_of(password: &SecretString, salt: &str, digest: &[u8]) -> bool {
+    let Ok(salt) = STANDARD.decode(salt) else { return false };
+    salted_verifier(password, &salt).is_ok_and(|verifier| fingerprint(&verifier) == digest)
+}
+
+fn salted_verifier(password: &SecretString, salt: &[u8]) -> Result<String, SealError> {
     let iterations =
         std::num::NonZeroU32::new(SCRAM_ITERATIONS).ok_or(SealError("at least one iteration"))?;
     let mut salted = [0; 32];
     let password = password.expose_secret().as_bytes();
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, password, &mut salted);
+    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, salt, password, &mut salted);
     let key = hmac::Key::new(hmac::HMAC_SHA256, &salted);
     let client_key = hmac::sign(&key, b"Client Key");
     let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
@@ -150,6 +161,21 @@ mod tests {
         assert!(self::key().open("login a", &sealed).is_err());
         assert!(key.open("login a", &sealed[..8]).is_err());
         assert!(!sealed.windows(6).any(|window| window == b"secret"));
+    }
+
+    #[test]
+    fn a_verifier_is_known_by_its_salt_and_digest() {
+        let (password, other) = (new_secret().unwrap(), new_secret().unwrap());
+
+        let verifier = scram_verifier(&password).unwrap();
+
+        let salt = verifier.split([':', '$']).nth(2).unwrap();
+        let digest = fingerprint(&verifier);
+        assert!(is_verifier_of(&password, salt, &digest));
+        assert!(!is_verifier_of(&other, salt, &digest));
+        assert!(!is_verifier_of(&password, "AAAA", &digest));
+        assert!(!is_verifier_of(&password, "no base64", &digest));
+        assert!(!is_verifier_of(&password, salt, &fingerprint(&verifier[1..])));
     }
 
     #[test]

@@ -67,7 +67,7 @@ struct Disorder {
     mended: &'static str,
 }
 
-const DISORDERS: [Disorder; 24] = [
+const DISORDERS: [Disorder; 27] = [
     Disorder {
         broken: "ALTER DATABASE tenant_<hex> RENAME TO tenant_00000000000000000000000000000000",
         found: &[
@@ -168,6 +168,22 @@ const DISORDERS: [Disorder; 24] = [
         broken: "ALTER ROLE t_<hex>_contacts_g1 CREATEDB",
         found: &[(LoginRights, "t_<hex>_contacts_g1")],
         mended: "ALTER ROLE t_<hex>_contacts_g1 NOCREATEDB",
+    },
+    Disorder {
+        broken: "ALTER ROLE t_<hex>_contacts_g1 SET work_mem = '1MB'",
+        found: &[(LoginSettings, "t_<hex>_contacts_g1")],
+        mended: "ALTER ROLE t_<hex>_contacts_g1 RESET ALL",
+    },
+    Disorder {
+        broken: "ALTER ROLE t_<hex>_contacts_g1 IN DATABASE postgres SET role = 'crm_contacts'",
+        found: &[(LoginSettings, "t_<hex>_contacts_g1")],
+        mended: "ALTER ROLE t_<hex>_contacts_g1 IN DATABASE postgres RESET ALL",
+    },
+    Disorder {
+        broken: "ALTER ROLE t_<other>_contacts_g1 PASSWORD 'another'",
+        found: &[(LoginPassword, "t_<other>_contacts_g1")],
+        // The next lease makes it anew.
+        mended: "UPDATE logins SET is_ready = false WHERE tenant_id = '<other>'",
     },
     Disorder {
         broken: "INSERT INTO logins (tenant_id, service, generation, secret, create_time)

@@ -26,7 +26,7 @@ fn leases(client: &Client, address: std::net::SocketAddr) -> LeaseServiceClient<
 }
 
 fn acquire(tenant: &str) -> AcquireLeaseRequest {
-    AcquireLeaseRequest { tenant: tenant.to_owned() }
+    AcquireLeaseRequest { tenant: tenant.to_owned(), ..Default::default() }
 }
 
 fn schema(sql: &[&str]) -> RegisterSchemaRequest {

@@ -46,8 +46,15 @@ pub(crate) enum OpenError {
     /// The database is not, or not any more, the one that the lease is for.
     #[error("the database does not carry the claim of its tenant's lease")]
     OtherClaim,
+    /// The login changed what its sessions begin with: whatever that is, they
+    /// may be of no use.
+    #[error("the login has settings of its own")]
+    OwnSettings,
+    /// The server let the login in, and the session was of no use.
+    #[error("the session broke when it began")]
+    Broken(#[source] sqlx::Error),
     #[error(transparent)]
-    Database(#[from] sqlx::Error),
+    Connect(#[from] sqlx::Error),
 }
 
 /// The sessions with one cluster.
@@ -106,20 +113,13 @@ impl ClusterSessions {
         let _turn = self.connects.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
         let connected = async {
             let mut connection = PgConnection::connect_with(&lease.options).await?;
-            // Whatever the registry has forgotten or mistaken: the database says
-            // itself whose it is.
-            let opened = sqlx::query_as(
-                "SELECT pg_backend_pid(), shobj_description(oid, 'pg_database')
-                 FROM pg_database
-                 WHERE datname = current_database()",
-            );
-            let (pid, claim_id): (i32, Option<String>) =
-                opened.persistent(false).fetch_one(&mut connection).await?;
-            if claim_id.as_ref() != Some(&lease.claim_id) {
-                let _said = timeout(CLOSE_TIMEOUT, connection.close()).await;
-                return Err(OpenError::OtherClaim);
+            match begin(&mut connection, lease).await {
+                Ok(pid) => Ok((connection, pid)),
+                Err(error) => {
+                    let _said = timeout(CLOSE_TIMEOUT, connection.close()).await;
+                    Err(error)
+                }
             }
-            Ok((connection, pid))
         };
         let known_open = Instant::now();
         let connected = timeout(CONNECT_TIMEOUT, connected).await;
@@ -219,6 +219,31 @@ impl ClusterSessions {
         self.close(session, why).await;
         self.pool().forget_permits(1);
     }
+}
+
+/// Asks a new session for its number, and whether it is the one that the lease
+/// is for. Whatever the registry has forgotten or mistaken: the database says
+/// itself whose it is.
+async fn begin(connection: &mut PgConnection, lease: &Lease) -> Result<i32, OpenError> {
+    let begun = sqlx::query_as(
+        "SELECT pg_backend_pid(), shobj_description(d.oid, 'pg_database'),
+             EXISTS (
+                 SELECT FROM pg_db_role_setting AS s
+                 JOIN pg_roles AS r ON r.oid = s.setrole
+                 WHERE r.rolname = session_user AND s.setdatabase IN (0, d.oid)
+             )
+         FROM pg_database AS d
+         WHERE d.datname = current_database()",
+    );
+    let (pid, claim_id, has_settings): (i32, Option<String>, bool) =
+        begun.persistent(false).fetch_one(connection).await.map_err(OpenError::Broken)?;
+    if claim_id.as_ref() != Some(&lease.claim_id) {
+        return Err(OpenError::OtherClaim);
+    }
+    if has_settings {
+        return Err(OpenError::OwnSettings);
+    }
+    Ok(pid)
 }
 
 /// Whether a session whose work failed can be used again: the server answers,

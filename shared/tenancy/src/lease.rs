@@ -31,7 +31,8 @@ const REMEMBERS_FOR: Duration = Duration::from_secs(20 * 60);
 /// when it was asked. Whoever opens a tenant answers only when so much time has
 /// passed since: by then nobody goes by an older word.
 pub const REFUSAL_HOLDS: Duration = Duration::from_millis(50);
-/// A tenant whose schema is too old is asked about again only after this.
+/// A tenant whose schema is too old, or whose login is refused, is asked about
+/// again only after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How many tenants' leases are kept.
 const CACHED_LEASES: u64 = 100_000;
@@ -71,6 +72,8 @@ pub(crate) struct Leases {
     kept: Kept,
     /// The tenants that were asked about lately, since their schema is too old.
     asked: Cache<Uuid, ()>,
+    /// Those whose login was told lately to be refused.
+    told: Cache<Uuid, ()>,
 }
 
 impl Leases {
@@ -80,20 +83,33 @@ impl Leases {
         application: &'static str,
         refusals: Refusals,
     ) -> Self {
-        let asked =
-            Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build();
-        Self { registry, service, application, refusals, kept: Kept::new(), asked }
+        let [asked, told] = [(); 2].map(|()| {
+            Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build()
+        });
+        Self { registry, service, application, refusals, kept: Kept::new(), asked, told }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
     pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
-        let acquire = || self.acquire(tenant);
+        let acquire = || self.acquire(tenant, false);
         let lease = self.kept.get(tenant.as_uuid(), acquire).await;
         let lease = lease.map_err(|no_lease| self.refused(tenant, &no_lease))?;
         if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
             self.renew(tenant, lease.clone());
         }
         Ok(lease)
+    }
+
+    /// The lease of a tenant whose last one the database did not honour, and
+    /// which is forgotten. The registry may know why; it is told so once in a
+    /// second at most, and mends a login that was changed.
+    pub(crate) async fn get_mended(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
+        let acquire = || async {
+            let told = self.told.entry(tenant.as_uuid()).or_insert(()).await;
+            self.acquire(tenant, told.is_fresh()).await
+        };
+        let lease = self.kept.get(tenant.as_uuid(), acquire).await;
+        lease.map_err(|no_lease| self.refused(tenant, &no_lease))
     }
 
     /// The lease of a tenant whose schema was older than `wanted`: the registry
@@ -110,7 +126,7 @@ impl Leases {
             if is_new || !self.asked.entry(id).or_insert(()).await.is_fresh() {
                 return Ok(Op::Nop);
             }
-            self.acquire(tenant).await.map(Op::Put)
+            self.acquire(tenant, false).await.map(Op::Put)
         };
         match self.kept.leases.entry(id).and_try_compute_with(asking).await {
             Ok(_) => {}
@@ -121,8 +137,7 @@ impl Leases {
         self.get(tenant).await
     }
 
-    /// Forgets a lease that the database did not honour, or that is outdated,
-    /// and what the registry was asked for before now.
+    /// Forgets a lease that is outdated, and what the registry was asked for before now.
     pub(crate) async fn forget(&self, tenant: Uuid) {
         self.kept.forget(tenant).await;
     }
@@ -138,7 +153,7 @@ impl Leases {
     fn renew(&self, tenant: TenantId, old: Arc<Lease>) {
         let leases = self.clone();
         tokio::spawn(async move {
-            match leases.acquire(tenant).await {
+            match leases.acquire(tenant, false).await {
                 Ok(lease) => leases.kept.leases.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
                 Err(no_lease) if no_lease.is_final() => leases.forget(tenant.as_uuid()).await,
@@ -147,9 +162,9 @@ impl Leases {
         });
     }
 
-    async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, NoLease> {
+    async fn acquire(&self, tenant: TenantId, login_refused: bool) -> Result<Arc<Lease>, NoLease> {
         let (asked, asked_at) = (self.kept.times_forgotten(), Instant::now());
-        let granted = self.registry.acquire_lease(tenant).await;
+        let granted = self.registry.acquire_lease(tenant, login_refused).await;
         let granted = granted.map_err(|status| NoLease { status, asked_at });
         let outcome = match &granted {
             Ok(_) => "granted",

@@ -180,12 +180,15 @@ impl RegistryClient {
         Ok(())
     }
 
-    /// How this service reaches the database of a tenant.
+    /// How this service reaches the database of a tenant; once the registry has
+    /// looked at the login, if PostgreSQL refused that.
     pub(crate) async fn acquire_lease(
         &self,
         tenant: crm_auth::TenantId,
+        login_refused: bool,
     ) -> Result<pb::AcquireLeaseResponse, Status> {
-        let message = pb::AcquireLeaseRequest { tenant: format!("tenants/{tenant}") };
+        let tenant = format!("tenants/{tenant}");
+        let message = pb::AcquireLeaseRequest { tenant, login_refused };
         let granted = async {
             let request = self.authorized(message, LEASE_TIMEOUT).await?;
             let granted = self.lease.clone().acquire_lease(request).await;

@@ -294,8 +294,10 @@ impl Shared {
         }
         let opened = cluster.open(tenant, lease).await;
         if opened.as_ref().is_err_and(is_lease_void) {
-            // Before the checkout ends, and those who wait for it ask why.
-            self.leases.forget(tenant.as_uuid()).await;
+            // Before the checkout ends, and those who wait for it ask why. Where
+            // the login is mended, its sessions are ended, idle ones, too.
+            self.forget(tenant.as_uuid()).await;
+            self.leases.get_mended(tenant).await?;
         }
         checkout.lend(Box::new(opened.map_err(unreachable)?));
         Ok(checkout)
@@ -352,15 +354,17 @@ fn unreachable(error: impl Into<OpenError>) -> SessionError {
 }
 
 /// Whether the server knows nothing of the lease's login or database, does not
-/// let it in, or has another database under its name: the registry is asked
-/// again. A server that is merely away
-/// takes no lease with it.
+/// let it in, has another database under its name, or begins no session that is
+/// of use: the registry is asked again. A server that is merely away takes no
+/// lease with it.
 fn is_lease_void(error: &OpenError) -> bool {
-    let OpenError::Database(error) = error else { return true };
+    let OpenError::Connect(error) = error else { return true };
     let code = error.as_database_error().and_then(|error| error.code());
-    // Wrong password, unknown role, unknown database, no right to connect,
-    // closed to connections (PostgreSQL, appendix A).
-    code.is_some_and(|code| ["28P01", "28000", "3D000", "42501", "55000"].contains(&code.as_ref()))
+    // No connection, no room, and stopping or starting are the server's; all
+    // else is the lease's: a login's settings fail in any way (PostgreSQL,
+    // appendix A).
+    let servers = ["08", "53", "57P01", "57P02", "57P03"];
+    code.is_some_and(|code| !servers.iter().any(|of| code.starts_with(of)))
 }
 
 /// Closes idle sessions that are too old, as long as anyone has a use for the

@@ -29,6 +29,7 @@ pub use check::faults_of_log;
 pub use client::{Client, code_and_reason, field_faults, reason};
 pub use configuration::Configuration;
 pub use link::{DataReplica, free_address, hand_on};
+pub use log::security_events;
 pub use neighbour::Planted;
 pub use postgres::OtherCluster;
 pub use postgres_link::{PostgresLink, Side, Statement, Verdict};

@@ -2,6 +2,7 @@
 //! and span is looked at, whatever becomes of it.
 
 use std::fmt::{Debug, Write as _};
+use std::sync::Mutex;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -26,6 +27,14 @@ pub(crate) fn watch() {
     let _started = subscriber.try_init();
 }
 
+/// The events of the suite whose target is `security`.
+static SECURITY: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// What the suite of this test program logged with the target `security`.
+pub fn security_events() -> Vec<String> {
+    SECURITY.lock().unwrap().clone()
+}
+
 struct Watch;
 
 impl<S: Subscriber> Layer<S> for Watch {
@@ -45,6 +54,9 @@ impl<S: Subscriber> Layer<S> for Watch {
         let mut text = Text::default();
         event.record(&mut text);
         told(&text.0);
+        if event.metadata().target() == "security" {
+            SECURITY.lock().unwrap().push(text.0);
+        }
     }
 }
 

@@ -63,6 +63,6 @@ pub(crate) fn cluster_refused(error: StoreError) -> ApiError {
 }
 
 /// No such function, table or schema.
-fn is_outdated(error: &StoreError) -> bool {
+pub(crate) fn is_outdated(error: &StoreError) -> bool {
     ["42883", "42P01", "3F000"].iter().any(|state| error.has_state(state))
 }

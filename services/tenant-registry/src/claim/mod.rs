@@ -28,7 +28,7 @@ use sqlx::PgConnection;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-pub(crate) use error::{ClaimError, cluster_refused, unreconciled};
+pub(crate) use error::{ClaimError, cluster_refused, is_outdated, unreconciled};
 pub(crate) use reconcile::{Restored, Settled};
 
 use crate::cluster::ClusterAdmin;

@@ -308,8 +308,7 @@ pub(super) async fn logins(
     tx: &mut PgConnection,
     tenant_id: Uuid,
 ) -> Result<Vec<(String, i32)>, StoreError> {
-    let logins =
-        sqlx::query_as("SELECT service, generation FROM logins WHERE tenant_id = $1 AND is_ready");
+    let logins = sqlx::query_as("SELECT service, generation FROM logins WHERE tenant_id = $1");
     Ok(logins.bind(tenant_id).fetch_all(tx).await?)
 }
 

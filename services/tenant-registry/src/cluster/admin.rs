@@ -224,14 +224,32 @@ impl ClusterAdmin {
         Ok(())
     }
 
+    /// Takes the password of a login, and ends its sessions. Those of others go
+    /// on.
+    pub(crate) async fn void_login(
+        &self,
+        tenant_id: Uuid,
+        service: &str,
+        generation: i32,
+    ) -> Result<(), StoreError> {
+        sqlx::query("SELECT crm_cluster.void_login($1, $2, $3)")
+            .bind(tenant_id)
+            .bind(service)
+            .bind(generation)
+            .execute(&self.pool)
+            .await?;
+        self.end_sessions(Some(tenant_id)).await?;
+        Ok(())
+    }
+
     /// Has the cluster write down what is in its memory alone.
     pub(crate) async fn checkpoint(&self) -> Result<(), StoreError> {
         sqlx::query("CHECKPOINT").execute(&self.pool).await?;
         Ok(())
     }
 
-    /// Ends the sessions of logins that are shut, those of one tenant or of
-    /// all. Answers how many there were.
+    /// Ends the sessions of logins that are shut or have no password, those of
+    /// one tenant or of all. Answers how many there were.
     pub(crate) async fn end_sessions(&self, tenant_id: Option<Uuid>) -> Result<i64, StoreError> {
         let ended = sqlx::query_scalar("SELECT crm_cluster.end_sessions($1)");
         Ok(ended.bind(tenant_id).fetch_one(&self.pool).await?)

@@ -8,6 +8,7 @@ use super::model::{
     Finding, FindingKind, Found, FoundDatabase, FoundRole, Known, KnownLogin, Purpose, Right,
     Standing,
 };
+use crate::lease::FoundLogin;
 use crate::provisioning::Step;
 
 /// The databases that are there for everyone.
@@ -64,6 +65,8 @@ impl Comparison<'_> {
             for login in &known.logins {
                 let role = roles.get(login.name.as_str()).copied();
                 self::login(known, login, role, found, &mut notes);
+                let changed = self.found.logins.get(&login.name);
+                self::changed(login, changed, &mut notes);
             }
         }
         self.orphans(&mut notes);
@@ -288,5 +291,20 @@ fn login(
     }
     if !wrong.is_empty() {
         notes.add(FindingKind::LoginRights, &login.name, wrong.join("; "));
+    }
+}
+
+/// What a login may have changed of itself. One that is to be made anew has no
+/// password that counts.
+fn changed(login: &KnownLogin, found: Option<&FoundLogin>, notes: &mut Notes<'_>) {
+    let Some(found) = found else { return };
+    if !found.settings.is_empty() {
+        let detail = format!("its sessions begin with {}", found.settings.join(", "));
+        notes.add(FindingKind::LoginSettings, &login.name, detail);
+    }
+    let is_known = login.password.as_ref().is_some_and(|password| found.has_password(password));
+    if login.is_ready && !is_known {
+        let detail = "it is not the one that the registry gave it";
+        notes.add(FindingKind::LoginPassword, &login.name, detail);
     }
 }

@@ -28,10 +28,11 @@ use uuid::Uuid;
 
 pub use model::{Finding, FindingKind};
 
-use crate::claim::Claims;
 use crate::claim::model::{Difference, DifferenceKind};
+use crate::claim::{Claims, is_outdated};
 use crate::cluster::store as clusters;
 use crate::database::Database;
+use crate::seal::MasterKey;
 use crate::{fence, provisioning, schema};
 use compare::Comparison;
 use model::{Found, Known, Purpose};
@@ -49,13 +50,14 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 pub struct Consistency {
     database: Database,
     claims: Claims,
+    master_key: MasterKey,
     clock: Clock,
 }
 
 impl Consistency {
-    pub(crate) fn new(database: Database, clock: Clock) -> Self {
+    pub(crate) fn new(database: Database, master_key: MasterKey, clock: Clock) -> Self {
         let claims = Claims::new(database.clone(), clock.clone());
-        Self { database, claims, clock }
+        Self { database, claims, master_key, clock }
     }
 
     /// Everything that is not as it should be, in order; nothing when all is
@@ -94,7 +96,7 @@ impl Consistency {
 
     async fn look(&self, only: Option<Uuid>) -> Result<Vec<Finding>, StoreError> {
         let registry = &self.database.registry;
-        let mut known = store::known(registry, only).await?;
+        let mut known = store::known(registry, &self.master_key, only).await?;
         if only.is_none() {
             // One without a database of the registry's may have others.
             for cluster in clusters::ids(registry).await? {
@@ -129,6 +131,8 @@ impl Consistency {
     ) -> Vec<Finding> {
         let found = match timeout(ANSWER_WITHIN, self.found(cluster, only)).await {
             Ok(Ok(found)) => found,
+            // What it lacks is told with its claims.
+            Ok(Err(error)) if is_outdated(&error) => return Vec::new(),
             silent => {
                 if let Ok(Err(error)) = silent {
                     let cause = crm_error::chain(&error);

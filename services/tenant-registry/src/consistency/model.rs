@@ -1,7 +1,12 @@
 //! What is compared, and what comes of it.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
+use secrecy::SecretString;
 use uuid::Uuid;
+
+use crate::lease::FoundLogin;
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +83,10 @@ pub enum FindingKind {
     SpareSpoiled,
     /// A tenant that is to be removed for good, and is not.
     PurgeLeft,
+    /// A login has settings of its own.
+    LoginSettings,
+    /// A login's password is not the one that the registry gave it.
+    LoginPassword,
 }
 
 /// What a database is for.
@@ -137,6 +146,8 @@ pub(super) struct KnownLogin {
     pub(super) service: String,
     pub(super) name: String,
     pub(super) is_ready: bool,
+    /// `None`: it does not open.
+    pub(super) password: Option<SecretString>,
 }
 
 /// A database that is there.
@@ -176,4 +187,6 @@ pub(super) struct FoundRole {
 pub(super) struct Found {
     pub(super) databases: Vec<FoundDatabase>,
     pub(super) roles: Vec<FoundRole>,
+    /// What a login may change of itself, by the login.
+    pub(super) logins: HashMap<String, FoundLogin>,
 }

@@ -13,8 +13,9 @@ use uuid::Uuid;
 use super::model::{
     Found, FoundDatabase, FoundRole, Known, KnownLogin, KnownTenant, Purpose, Right, Standing,
 };
-use crate::lease::login_name;
+use crate::lease::{found_logins, login_name, open_secret};
 use crate::provisioning::Step;
+use crate::seal::MasterKey;
 
 #[derive(sqlx::FromRow)]
 struct KnownRow {
@@ -35,6 +36,7 @@ struct KnownRow {
 /// The databases that the registry knows, all or one, by their clusters.
 pub(super) async fn known(
     registry: &PgPool,
+    master_key: &MasterKey,
     only: Option<Uuid>,
 ) -> Result<HashMap<String, Vec<Known>>, StoreError> {
     let rows: Vec<KnownRow> = sqlx::query_as(
@@ -61,7 +63,7 @@ pub(super) async fn known(
     .bind(MigrationState::Failed as i16)
     .fetch_all(registry)
     .await?;
-    let mut logins = logins(registry, only).await?;
+    let mut logins = logins(registry, master_key, only).await?;
     let mut known: HashMap<_, Vec<_>> = HashMap::new();
     for row in rows {
         let logins = logins.remove(&row.database_id).unwrap_or_default();
@@ -72,10 +74,11 @@ pub(super) async fn known(
 
 async fn logins(
     registry: &PgPool,
+    master_key: &MasterKey,
     only: Option<Uuid>,
 ) -> Result<HashMap<Uuid, Vec<KnownLogin>>, StoreError> {
-    let rows: Vec<(Uuid, String, i32, bool)> = sqlx::query_as(
-        "SELECT tenant_id, service, generation, is_ready
+    let rows: Vec<(Uuid, String, i32, Vec<u8>, bool)> = sqlx::query_as(
+        "SELECT tenant_id, service, generation, secret, is_ready
          FROM logins
          WHERE $1::uuid IS NULL OR tenant_id = $1",
     )
@@ -83,9 +86,10 @@ async fn logins(
     .fetch_all(registry)
     .await?;
     let mut logins: HashMap<_, Vec<_>> = HashMap::new();
-    for (id, service, generation, is_ready) in rows {
+    for (id, service, generation, secret, is_ready) in rows {
         let name = login_name(id, &service, generation);
-        logins.entry(id).or_default().push(KnownLogin { service, name, is_ready });
+        let password = open_secret(master_key, id, &service, generation, &secret).ok();
+        logins.entry(id).or_default().push(KnownLogin { service, name, is_ready, password });
     }
     Ok(logins)
 }
@@ -239,9 +243,11 @@ pub(super) async fn found(cluster: &PgPool, only: Option<Uuid>) -> Result<Found,
     .bind(&hex)
     .fetch_all(cluster)
     .await?;
+    let logins = found_logins(cluster, only).await?;
     Ok(Found {
         databases: databases.into_iter().map(FoundDatabase::from).collect(),
         roles: roles.into_iter().map(FoundRole::from).collect(),
+        logins: logins.into_iter().map(|found| (found.login.clone(), found)).collect(),
     })
 }
 

@@ -105,6 +105,8 @@ impl Fences {
                 return Err(FenceError::Unreconciled);
             }
             self.claims.ensure(&mut connection, tenant_id).await?;
+            // Before it is enforced: no lease has a password that is gone.
+            store::unready_logins(&mut connection, tenant_id).await?;
             let enforced = timeout(SETTLE_WITHIN, enforce(&cluster, tenant_id, &wanted));
             enforced.await.map_err(|_| FenceError::TooSlow)??;
             store::settled(&mut connection, tenant_id, &wanted).await?;
@@ -166,7 +168,8 @@ impl Fences {
     }
 }
 
-/// Opens a tenant's logins; or shuts them, and ends its sessions.
+/// Opens a tenant's logins; or shuts them, and ends its sessions. Their passwords
+/// are gone either way: one that somebody else gave them opens nothing.
 async fn enforce(
     cluster: &ClusterAdmin,
     tenant_id: Uuid,

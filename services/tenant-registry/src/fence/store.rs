@@ -110,6 +110,18 @@ pub(super) async fn unsettle(
     Ok(marked.rows_affected())
 }
 
+/// Has all logins of a tenant made anew: they lose their passwords with the
+/// state that is enforced next.
+pub(super) async fn unready_logins(
+    connection: &mut PgConnection,
+    tenant_id: Uuid,
+) -> Result<(), StoreError> {
+    let unready =
+        sqlx::query("UPDATE logins SET is_ready = false WHERE tenant_id = $1 AND is_ready");
+    unready.bind(tenant_id).execute(connection).await?;
+    Ok(())
+}
+
 /// Has the cluster enforce a state, whatever it enforces of those before it.
 pub(super) async fn enforce(
     cluster: &PgPool,

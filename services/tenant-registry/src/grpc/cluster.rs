@@ -284,6 +284,8 @@ impl From<FindingKind> for Kind {
             FindingKind::DatabaseUnmarked => Self::DatabaseUnmarked,
             FindingKind::SpareSpoiled => Self::SpareSpoiled,
             FindingKind::PurgeLeft => Self::PurgeLeft,
+            FindingKind::LoginSettings => Self::LoginSettings,
+            FindingKind::LoginPassword => Self::LoginPassword,
         }
     }
 }

@@ -82,7 +82,7 @@ impl LeaseService for LeaseApi {
         let (ctx, message, mut violations) = open::<ServiceContext, _>(request)?;
         let id = names::parse_field("tenants", &message.tenant, "tenant", &mut violations);
         let id = settle(id, violations)?;
-        let leased = self.logins.lease(id, ctx.service().to_owned()).await;
+        let leased = self.logins.lease(id, ctx.service().to_owned(), message.login_refused).await;
         let (row, login) = leased.map_err(ApiError::from)?;
         Ok(Response::new(convert::lease(row, &login, self.session_cap, self.clock.now())))
     }

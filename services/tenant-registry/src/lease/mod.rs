@@ -1,5 +1,6 @@
 //! Leases: which login a service uses in a tenant's database.
 
+mod mend;
 mod store;
 
 use crm_clock::Clock;
@@ -10,8 +11,8 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sqlx::{Connection as _, PgConnection};
 use uuid::Uuid;
 
-pub(crate) use store::LeaseRow;
-use store::{FIRST_GENERATION, LoginRow, Standing};
+pub(crate) use store::{FoundLogin, LeaseRow, found_logins};
+use store::{LoginRow, Standing};
 
 use crate::claim::{ClaimError, Claims, cluster_refused, unreconciled};
 use crate::database::{Database, owned};
@@ -93,11 +94,13 @@ impl Logins {
         Self { database, claims, master_key, clock }
     }
 
-    /// A lease for a service on the database of an active tenant.
+    /// A lease for a service on the database of an active tenant; after a look
+    /// at its login, if PostgreSQL refused that.
     pub(crate) async fn lease(
         &self,
         tenant_id: Uuid,
         service: String,
+        login_refused: bool,
     ) -> Result<(LeaseRow, Login), LeaseError> {
         let this = self.clone();
         owned(async move {
@@ -111,6 +114,9 @@ impl Logins {
                 let mut registry =
                     this.database.registry.acquire().await.map_err(StoreError::from)?;
                 this.claims.ensure(&mut registry, tenant_id).await?;
+            }
+            if login_refused {
+                this.mend(tenant_id, &service).await?;
             }
             let login = this.ensure(tenant_id, &service).await?;
             Ok((row, login))
@@ -126,14 +132,14 @@ impl Logins {
             Some(row) if row.is_ready => row,
             Some(_) | None => self.make(&mut connection, tenant_id, service).await?,
         };
-        let purpose = purpose(tenant_id, service, row.generation);
-        let secret = self.master_key.open_text(&purpose, &row.secret)?;
-        let user = login_name(tenant_id, service, row.generation);
-        Ok(Login { user, secret, generation: row.generation })
+        let generation = row.generation;
+        let secret = open_secret(&self.master_key, tenant_id, service, generation, &row.secret)?;
+        Ok(Login { user: login_name(tenant_id, service, generation), secret, generation })
     }
 
-    /// Makes the newest login of a service, or the first. Whoever shuts the
-    /// tenant's logins waits until this is done, and so finds this one, too.
+    /// Makes the newest login of a service, or the first, or gives it another
+    /// password. Whoever shuts the tenant's logins waits until this is done, and
+    /// so finds this one, too.
     async fn make(
         &self,
         connection: &mut PgConnection,
@@ -151,21 +157,19 @@ impl Logins {
             Some(standing) if standing.state() != State::Provisioning => admit(&standing)?,
             Some(_) | None => {}
         }
-        if store::newest_login(&mut tx, tenant_id, service).await?.is_none() {
-            let purpose = purpose(tenant_id, service, FIRST_GENERATION);
-            let sealed =
-                self.master_key.seal(&purpose, new_secret()?.expose_secret().as_bytes())?;
-            let now = self.clock.now();
-            // Of two at once, one is kept, and both go on with that one.
-            store::insert_first_login(&mut tx, tenant_id, service, &sealed, now).await?;
+        store::add_first_login(&mut tx, tenant_id, service, self.clock.now()).await?;
+        let row = store::hold_newest_login(&mut tx, tenant_id, service).await?;
+        let mut row = row.ok_or(LeaseError::NotFound)?;
+        // Of several at once, one makes it, and all go on with that one.
+        if !row.is_ready {
+            let password = new_secret()?;
+            let purpose = purpose(tenant_id, service, row.generation);
+            row.secret = self.master_key.seal(&purpose, password.expose_secret().as_bytes())?;
+            let verifier = scram_verifier(&password)?;
+            let ensured = cluster.ensure_login(tenant_id, service, row.generation, &verifier);
+            ensured.await.map_err(LeaseError::Cluster)?;
+            store::login_is_ready(&mut tx, tenant_id, service, row.generation, &row.secret).await?;
         }
-        let row = store::newest_login(&mut tx, tenant_id, service).await?;
-        let row = row.ok_or(LeaseError::NotFound)?;
-        let purpose = purpose(tenant_id, service, row.generation);
-        let verifier = scram_verifier(&self.master_key.open_text(&purpose, &row.secret)?)?;
-        let ensured = cluster.ensure_login(tenant_id, service, row.generation, &verifier);
-        ensured.await.map_err(LeaseError::Cluster)?;
-        store::login_is_ready(&mut tx, tenant_id, service, row.generation).await?;
         tx.commit().await.map_err(StoreError::from)?;
         Ok(row)
     }
@@ -185,6 +189,17 @@ fn admit(standing: &Standing) -> Result<(), LeaseError> {
 /// The name of a login role, as `crm_cluster.ensure_login` makes it, too.
 pub(crate) fn login_name(tenant_id: Uuid, service: &str, generation: i32) -> String {
     format!("t_{}_{service}_g{generation}", tenant_id.as_simple())
+}
+
+/// The password of a login, as the registry keeps it.
+pub(crate) fn open_secret(
+    master_key: &MasterKey,
+    tenant_id: Uuid,
+    service: &str,
+    generation: i32,
+    sealed: &[u8],
+) -> Result<SecretString, SealError> {
+    master_key.open_text(&purpose(tenant_id, service, generation), sealed)
 }
 
 /// What a login's secret is sealed for.

@@ -3,8 +3,11 @@
 use chrono::{DateTime, Utc};
 use crm_proto::registry::v1::tenant::State;
 use crm_tenancy::StoreError;
+use secrecy::SecretString;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
+
+use crate::seal::is_verifier_of;
 
 /// The first login of a service in a database. Rotation makes the next.
 pub(super) const FIRST_GENERATION: i32 = 1;
@@ -51,6 +54,38 @@ pub(super) struct LoginRow {
     pub(super) generation: i32,
     pub(super) secret: Vec<u8>,
     pub(super) is_ready: bool,
+    /// When it was last mended.
+    pub(super) mend_time: Option<DateTime<Utc>>,
+}
+
+/// What PostgreSQL has of a login, as far as that may be known.
+#[derive(Clone, Debug, sqlx::FromRow)]
+pub(crate) struct FoundLogin {
+    pub(crate) login: String,
+    salt: Option<String>,
+    verifier_digest: Option<Vec<u8>>,
+    /// The settings that its sessions begin with.
+    pub(crate) settings: Vec<String>,
+}
+
+impl FoundLogin {
+    /// Whether this is its password.
+    pub(crate) fn has_password(&self, password: &SecretString) -> bool {
+        match (&self.salt, &self.verifier_digest) {
+            (Some(salt), Some(digest)) => is_verifier_of(password, salt, digest),
+            (None, _) | (_, None) => false,
+        }
+    }
+}
+
+/// The logins that are in a cluster: those of one tenant, or all.
+pub(crate) async fn found_logins(
+    cluster: &PgPool,
+    only: Option<Uuid>,
+) -> Result<Vec<FoundLogin>, StoreError> {
+    let logins =
+        sqlx::query_as("SELECT login, salt, verifier_digest, settings FROM crm_cluster.logins($1)");
+    Ok(logins.bind(only).fetch_all(cluster).await?)
 }
 
 pub(super) async fn lease(
@@ -94,7 +129,7 @@ pub(super) async fn newest_login(
     service: &str,
 ) -> Result<Option<LoginRow>, StoreError> {
     let row = sqlx::query_as(
-        "SELECT generation, secret, is_ready
+        "SELECT generation, secret, is_ready, mend_time
          FROM logins
          WHERE tenant_id = $1 AND service = $2
          ORDER BY generation DESC
@@ -103,22 +138,40 @@ pub(super) async fn newest_login(
     Ok(row.bind(tenant_id).bind(service).fetch_optional(connection).await?)
 }
 
-pub(super) async fn insert_first_login(
+/// The newest login, for one at a time who makes it.
+pub(super) async fn hold_newest_login(
     connection: &mut PgConnection,
     tenant_id: Uuid,
     service: &str,
-    secret: &[u8],
+) -> Result<Option<LoginRow>, StoreError> {
+    let row = sqlx::query_as(
+        "SELECT generation, secret, is_ready, mend_time
+         FROM logins
+         WHERE tenant_id = $1 AND service = $2
+         ORDER BY generation DESC
+         LIMIT 1
+         FOR UPDATE",
+    );
+    Ok(row.bind(tenant_id).bind(service).fetch_optional(connection).await?)
+}
+
+/// Adds the first login of a service, if there is none. Its secret comes when it
+/// is made.
+pub(super) async fn add_first_login(
+    connection: &mut PgConnection,
+    tenant_id: Uuid,
+    service: &str,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO logins (tenant_id, service, generation, secret, create_time)
-         VALUES ($1, $2, $3, $4, $5)
+         SELECT $1, $2, $3, '', $4
+         WHERE NOT EXISTS (SELECT FROM logins WHERE tenant_id = $1 AND service = $2)
          ON CONFLICT DO NOTHING",
     )
     .bind(tenant_id)
     .bind(service)
     .bind(FIRST_GENERATION)
-    .bind(secret)
     .bind(now)
     .execute(connection)
     .await?;
@@ -130,14 +183,37 @@ pub(super) async fn login_is_ready(
     tenant_id: Uuid,
     service: &str,
     generation: i32,
+    secret: &[u8],
 ) -> Result<(), StoreError> {
     sqlx::query(
-        "UPDATE logins SET is_ready = true
+        "UPDATE logins SET is_ready = true, secret = $4
          WHERE tenant_id = $1 AND service = $2 AND generation = $3",
     )
     .bind(tenant_id)
     .bind(service)
     .bind(generation)
+    .bind(secret)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Has a login made anew that was changed.
+pub(super) async fn unready_login(
+    connection: &mut PgConnection,
+    tenant_id: Uuid,
+    service: &str,
+    generation: i32,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE logins SET is_ready = false, mend_time = $4
+         WHERE tenant_id = $1 AND service = $2 AND generation = $3",
+    )
+    .bind(tenant_id)
+    .bind(service)
+    .bind(generation)
+    .bind(now)
     .execute(connection)
     .await?;
     Ok(())

@@ -29,7 +29,7 @@ fn service(server: &Server) -> (Client, LeaseServiceClient<Channel>) {
 /// Tries the login of a service in every database of the tenant's cluster.
 async fn only_its_own_database_opens(server: &Server, other: &OtherCluster, tenant: &Tenant) {
     let (client, mut leases) = service(server);
-    let request = AcquireLeaseRequest { tenant: tenant.tenant.name.clone() };
+    let request = AcquireLeaseRequest { tenant: tenant.tenant.name.clone(), ..Default::default() };
     let lease = leases.acquire_lease(client.request(request)).await.unwrap().into_inner();
     assert_eq!(lease.port, u32::from(other.port()));
     let mut session = other.superuser("postgres").await;

@@ -305,7 +305,8 @@ async fn no_lease_makes_a_login_that_a_suspension_misses() {
         let issued = server().identity.issue(format!("services/{service}"), roles, None).unwrap();
         let client = Client::new(issued.token);
         let mut leases = LeaseServiceClient::new(client.channel(server().addresses.internal));
-        let message = pb::AcquireLeaseRequest { tenant: tenant.tenant.name.clone() };
+        let message =
+            pb::AcquireLeaseRequest { tenant: tenant.tenant.name.clone(), ..Default::default() };
         leases.acquire_lease(client.request(message)).await
     };
 

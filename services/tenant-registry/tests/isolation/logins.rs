@@ -100,7 +100,7 @@ async fn lease(server: &Server, tenant: &Tenant, service: &'static str) -> Login
     let issued = server.identity.issue(format!("services/{service}"), roles, None).unwrap();
     let client = Client::new(issued.token);
     let mut leases = LeaseServiceClient::new(client.channel(server.addresses.internal));
-    let request = AcquireLeaseRequest { tenant: tenant.name.clone() };
+    let request = AcquireLeaseRequest { tenant: tenant.name.clone(), ..Default::default() };
     let lease = leases.acquire_lease(client.request(request)).await.unwrap().into_inner();
     let (user, password, database) = (lease.user, lease.secret, lease.database);
     Login { whose: Whose::Service(service), user, password, database }

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a test may say what it measured")]
 
 mod attempts;
+mod changes;
 mod log;
 mod logins;
 
@@ -14,15 +15,20 @@ use crm_proto::registry::v1::AcquireLeaseRequest;
 use crm_proto::registry::v1::AcquireLeaseResponse;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_testing::{Client, Tenant, server};
+use secrecy::ExposeSecret as _;
 use sqlx::{PgConnection, Row as _};
 
 /// The lease of a service for a tenant, as the service gets it.
 async fn lease(tenant: &Tenant, service: &str) -> AcquireLeaseResponse {
+    let tenant = tenant.tenant.name.clone();
+    acquire(service, AcquireLeaseRequest { tenant, ..Default::default() }).await
+}
+
+async fn acquire(service: &str, request: AcquireLeaseRequest) -> AcquireLeaseResponse {
     let roles = vec!["roles/internal.service".to_owned()];
     let issued = server().identity.issue(format!("services/{service}"), roles, None).unwrap();
     let client = Client::new(issued.token);
     let mut leases = LeaseServiceClient::new(client.channel(server().addresses.internal));
-    let request = AcquireLeaseRequest { tenant: tenant.tenant.name.clone() };
     leases.acquire_lease(client.request(request)).await.unwrap().into_inner()
 }
 

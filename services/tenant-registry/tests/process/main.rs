@@ -248,6 +248,7 @@ async fn leases_go_only_to_the_service_that_the_certificate_names() {
             .connect_lazy();
         let request = AcquireLeaseRequest {
             tenant: "tenants/00000000-0000-7000-8000-000000000009".to_owned(),
+            ..Default::default()
         };
         let mut leases = LeaseServiceClient::new(channel);
         let outcome = leases.acquire_lease(Client::new(&token).request(request)).await;
