@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use crm_proto::contacts::v1::contact_service_client::ContactServiceClient;
+use crm_proto::contacts::v1::{Contact, CreateContactRequest};
 use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{ResumeTenantRequest, SuspendTenantRequest};
 use crm_testing::{code_and_reason, security_events};
