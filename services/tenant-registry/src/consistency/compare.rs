@@ -61,6 +61,9 @@ impl Comparison<'_> {
             }
             self.left(known, &mut notes);
             let found = databases.get(known.name.as_str()).copied();
+            if self.is_removed_now(known, found) {
+                continue;
+            }
             database(known, found, &mut notes);
             for login in &known.logins {
                 let role = roles.get(login.name.as_str()).copied();
@@ -106,6 +109,14 @@ impl Comparison<'_> {
             notes.add(FindingKind::PurgeLeft, &format!("tenants/{}", known.id), detail);
         }
         true
+    }
+
+    /// Whether someone removes a spare or a template at this moment.
+    fn is_removed_now(&self, known: &Known, found: Option<&FoundDatabase>) -> bool {
+        known.purpose != Purpose::Tenant
+            && known.step == Step::Ready
+            && self.busy.contains(&known.id)
+            && found.is_none_or(|found| found.is_invalid)
     }
 
     /// Work that is old, and that nobody is at.

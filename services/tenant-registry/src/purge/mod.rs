@@ -172,6 +172,7 @@ impl Purges {
     async fn discard(&self, cluster: &str, spare_id: Uuid) -> Result<(), PurgeError> {
         // Whoever takes it for a tenant holds its row until that is committed.
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
+        store::hold(&mut tx, &provisioning::lock(spare_id)).await?;
         let Some(name) = store::lock_spare(&mut tx, spare_id).await? else { return Ok(()) };
         let admin = self.database.cluster(cluster).await?;
         if !store::discard(admin.pool(), spare_id).await.map_err(PurgeError::Cluster)? {
@@ -187,6 +188,7 @@ impl Purges {
 
     async fn remove_template(&self, cluster: &str, id: Uuid) -> Result<(), PurgeError> {
         let mut tx = self.database.registry.begin().await.map_err(StoreError::from)?;
+        store::hold(&mut tx, &provisioning::lock(id)).await?;
         let Some(name) = store::lock_template(&mut tx, id).await? else { return Ok(()) };
         let admin = self.database.cluster(cluster).await?;
         admin.drop(&name).await.map_err(PurgeError::Cluster)?;

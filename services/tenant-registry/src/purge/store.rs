@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use crm_proto::registry::v1::tenant::State;
 use crm_tenancy::StoreError;
+use sqlx::postgres::PgAdvisoryLock;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
@@ -222,6 +223,13 @@ pub(super) async fn forget(
     .execute(&mut *registry)
     .await?;
     delete_database(registry, tenant_id).await
+}
+
+/// Says until the end of the transaction that someone is at a database.
+pub(super) async fn hold(tx: &mut PgConnection, lock: &PgAdvisoryLock) -> Result<(), StoreError> {
+    let hold = sqlx::query("SELECT pg_advisory_xact_lock($1)");
+    hold.bind(lock.key().as_bigint()).execute(tx).await?;
+    Ok(())
 }
 
 /// The name of a spare, which nobody takes until the transaction ends. `None`:
