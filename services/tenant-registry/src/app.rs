@@ -97,6 +97,8 @@ impl App {
         until(&drain, provisioner.clone().refill());
         let fences = Fences::new(database.clone(), claims.clone());
         until(&drain, fences.clone().keep());
+        let purges = Purges::new(database.clone(), fences.clone(), config.purge, clock.clone());
+        until(&drain, purges.clone().keep());
         let tenants = Tenants::new(
             database.clone(),
             provisioner.clone(),
@@ -104,8 +106,6 @@ impl App {
             fences,
             clock.clone(),
         );
-        let purges = Purges::new(database.clone(), config.purge, clock.clone());
-        until(&drain, purges.clone().keep());
         let activities = Activities::new(database.clone(), clock.clone());
         let clusters =
             Clusters::new(database.clone(), schemas.clone(), provisioner, claims, clock.clone());

@@ -10,7 +10,9 @@ use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{
     AcquireLeaseRequest, CreateTenantRequest, Migration, RegisterSchemaRequest,
 };
-use crm_testing::{Channel, Client, Tenant, code_and_reason, field_faults, own_server, server};
+use crm_testing::{
+    Channel, Client, Tenant, code_and_reason, contacts_migrations, field_faults, own_server, server,
+};
 use secrecy::ExposeSecret as _;
 use sqlx::{Connection as _, PgConnection};
 use tonic::{Code, Request, Status};
@@ -186,11 +188,11 @@ async fn a_template_that_failed_and_is_still_in_use_stands_in_nobodys_way() {
     let roles = vec!["roles/internal.service".to_owned()];
     let issued = server.identity.issue("services/contacts".to_owned(), roles, None).unwrap();
     let contacts = Client::new(issued.token);
-    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
-    let second = include_str!("../../contacts/migrations/0002_filters.sql");
-    let register = async |third: &str| {
+    let known = contacts_migrations();
+    let register = async |next: &str| {
         let mut leases = leases(&contacts, server.addresses.internal);
-        leases.register_schema(contacts.request(schema(&[first, second, third]))).await
+        let set = [&known[..], &[next]].concat();
+        leases.register_schema(contacts.request(schema(&set))).await
     };
     let unfinished = async || -> Vec<String> {
         sqlx::query_scalar("SELECT name FROM databases WHERE step <> 'ready' ORDER BY name")
@@ -221,10 +223,10 @@ async fn a_template_that_failed_and_is_still_in_use_stands_in_nobodys_way() {
 #[tokio::test]
 async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
     let contacts = service("contacts");
-    let first = include_str!("../../contacts/migrations/0001_contacts.sql");
-    let second = include_str!("../../contacts/migrations/0002_filters.sql");
+    let known = contacts_migrations();
+    let (first, count) = (known[0], u32::try_from(known.len()).unwrap());
 
-    assert_eq!(register(&contacts, &[first, second]).await.unwrap(), 2);
+    assert_eq!(register(&contacts, &known).await.unwrap(), count);
     // What does not run is not taken in, and stands in nobody's way.
     for bad in [
         "ALTER TABLE contacts.contacts ADD COLUMN x nosuchtype",
@@ -240,11 +242,11 @@ async fn a_schema_is_append_only_and_an_older_replica_is_welcome() {
         "COMMIT; BEGIN",
         "ROLLBACK; BEGIN",
     ] {
-        let outcome = register(&contacts, &[first, second, bad]).await;
+        let outcome = register(&contacts, &[&known[..], &[bad]].concat()).await;
         let expected = (Code::FailedPrecondition, "MIGRATION_FAILED".to_owned());
         assert_eq!(code_and_reason(outcome), expected, "{bad}");
     }
-    assert_eq!(register(&contacts, &[first]).await.unwrap(), 2);
+    assert_eq!(register(&contacts, &[first]).await.unwrap(), count);
     Tenant::create().await;
     let changed = register(&contacts, &[&format!("{first} ")]).await;
     let expected = (Code::FailedPrecondition, "MIGRATION_CHANGED".to_owned());

@@ -56,6 +56,12 @@ fn describe() {
         ("crm_leases", "Leases of tenants' databases in memory."),
         ("crm_spares", "Databases that wait for a tenant, by cluster."),
         ("crm_spare_target", "Databases that should wait for a tenant, by cluster."),
+        (
+            "crm_claims_different",
+            "Tenants on which a cluster and the registry differ, by cluster: above 0, no database \
+             is given out there.",
+        ),
+        ("crm_tenants_to_purge", "Deleted tenants whose time to be removed for good has come."),
         ("crm_migrations", "Databases of tenants by the state of their schema, for each service."),
     ];
     let counters = [
@@ -71,6 +77,11 @@ fn describe() {
         ("crm_sessions_opened_total", "Database sessions that were opened."),
         ("crm_sessions_closed_total", "Database sessions that were closed, by reason."),
         ("crm_lease_acquire_total", "Leases that the registry was asked for, by outcome."),
+        ("crm_tenants_purged_total", "Deleted tenants that were removed for good."),
+        (
+            "crm_logins_mended_total",
+            "Logins of tenants that were changed in PostgreSQL and made anew.",
+        ),
         (
             "crm_tenants_created_total",
             "Tenants that were created, by where their databases came from.",

@@ -72,7 +72,9 @@ pub(crate) struct Leases {
     kept: Kept,
     /// The tenants that were asked about lately, since their schema is too old.
     asked: Cache<Uuid, ()>,
-    /// Those whose login was told lately to be refused.
+    /// Those whose login was refused, and those of which the registry was told so
+    /// lately.
+    refused_logins: Cache<Uuid, ()>,
     told: Cache<Uuid, ()>,
 }
 
@@ -83,33 +85,30 @@ impl Leases {
         application: &'static str,
         refusals: Refusals,
     ) -> Self {
-        let [asked, told] = [(); 2].map(|()| {
+        let [asked, refused_logins, told] = [(); 3].map(|()| {
             Cache::builder().max_capacity(CACHED_LEASES).time_to_live(ASK_AGAIN_AFTER).build()
         });
-        Self { registry, service, application, refusals, kept: Kept::new(), asked, told }
+        Self {
+            registry,
+            service,
+            application,
+            refusals,
+            kept: Kept::new(),
+            asked,
+            refused_logins,
+            told,
+        }
     }
 
     /// The lease of a tenant: one call to the registry at a time for each.
     pub(crate) async fn get(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
-        let acquire = || self.acquire(tenant, false);
+        let acquire = || self.acquire(tenant);
         let lease = self.kept.get(tenant.as_uuid(), acquire).await;
         let lease = lease.map_err(|no_lease| self.refused(tenant, &no_lease))?;
         if lease.acquired.elapsed() > RENEW_AFTER && !lease.renewing.swap(true, Ordering::Relaxed) {
             self.renew(tenant, lease.clone());
         }
         Ok(lease)
-    }
-
-    /// The lease of a tenant whose last one the database did not honour, and
-    /// which is forgotten. The registry may know why; it is told so once in a
-    /// second at most, and mends a login that was changed.
-    pub(crate) async fn get_mended(&self, tenant: TenantId) -> Result<Arc<Lease>, SessionError> {
-        let acquire = || async {
-            let told = self.told.entry(tenant.as_uuid()).or_insert(()).await;
-            self.acquire(tenant, told.is_fresh()).await
-        };
-        let lease = self.kept.get(tenant.as_uuid(), acquire).await;
-        lease.map_err(|no_lease| self.refused(tenant, &no_lease))
     }
 
     /// The lease of a tenant whose schema was older than `wanted`: the registry
@@ -126,7 +125,7 @@ impl Leases {
             if is_new || !self.asked.entry(id).or_insert(()).await.is_fresh() {
                 return Ok(Op::Nop);
             }
-            self.acquire(tenant, false).await.map(Op::Put)
+            self.acquire(tenant).await.map(Op::Put)
         };
         match self.kept.leases.entry(id).and_try_compute_with(asking).await {
             Ok(_) => {}
@@ -137,9 +136,16 @@ impl Leases {
         self.get(tenant).await
     }
 
-    /// Forgets a lease that is outdated, and what the registry was asked for before now.
+    /// Forgets a lease that is outdated or was not honoured, and what the registry
+    /// was asked for before now.
     pub(crate) async fn forget(&self, tenant: Uuid) {
         self.kept.forget(tenant).await;
+    }
+
+    /// Has the registry told, when it is asked for the next lease, that the
+    /// database did not honour this one: it mends a login that was changed.
+    pub(crate) async fn login_refused(&self, tenant: Uuid) {
+        self.refused_logins.insert(tenant, ()).await;
     }
 
     /// Publishes how many leases there are.
@@ -153,7 +159,7 @@ impl Leases {
     fn renew(&self, tenant: TenantId, old: Arc<Lease>) {
         let leases = self.clone();
         tokio::spawn(async move {
-            match leases.acquire(tenant, false).await {
+            match leases.acquire(tenant).await {
                 Ok(lease) => leases.kept.leases.insert(tenant.as_uuid(), lease).await,
                 // The registry's word; without one the old lease goes on.
                 Err(no_lease) if no_lease.is_final() => leases.forget(tenant.as_uuid()).await,
@@ -162,8 +168,11 @@ impl Leases {
         });
     }
 
-    async fn acquire(&self, tenant: TenantId, login_refused: bool) -> Result<Arc<Lease>, NoLease> {
+    async fn acquire(&self, tenant: TenantId) -> Result<Arc<Lease>, NoLease> {
         let (asked, asked_at) = (self.kept.times_forgotten(), Instant::now());
+        let id = tenant.as_uuid();
+        let login_refused = self.refused_logins.remove(&id).await.is_some()
+            && self.told.entry(id).or_insert(()).await.is_fresh();
         let granted = self.registry.acquire_lease(tenant, login_refused).await;
         let granted = granted.map_err(|status| NoLease { status, asked_at });
         let outcome = match &granted {

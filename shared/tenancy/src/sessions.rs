@@ -294,10 +294,10 @@ impl Shared {
         }
         let opened = cluster.open(tenant, lease).await;
         if opened.as_ref().is_err_and(is_lease_void) {
-            // Before the checkout ends, and those who wait for it ask why. Where
-            // the login is mended, its sessions are ended, idle ones, too.
+            // Before the checkout ends, and those who wait for it ask why.
+            // Where the login is mended, idle sessions are ended, too.
+            self.leases.login_refused(tenant.as_uuid()).await;
             self.forget(tenant.as_uuid()).await;
-            self.leases.get_mended(tenant).await?;
         }
         checkout.lend(Box::new(opened.map_err(unreachable)?));
         Ok(checkout)

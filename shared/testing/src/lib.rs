@@ -42,3 +42,9 @@ pub use tenant::Tenant;
 pub use traffic::{Outcomes, Traffic};
 pub use watch::{Watched, canary, read_log, registry_canary, watched};
 pub use wire::{OpenStreams, Wire};
+
+/// The migrations of contacts, in order: for tests that register others beside
+/// them.
+pub fn contacts_migrations() -> Vec<&'static str> {
+    crm_contacts::app::SERVICE.migrations.iter().map(|migration| migration.sql).collect()
+}

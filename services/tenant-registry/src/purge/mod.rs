@@ -24,6 +24,7 @@ pub(crate) use model::Certificate;
 use crate::cluster::store as clusters;
 use crate::config::PurgeSettings;
 use crate::database::{Database, owned};
+use crate::fence::Fences;
 use crate::provisioning;
 use crate::tenant::TenantKey;
 use store::Rubbish;
@@ -37,13 +38,19 @@ const REMOVE_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(crate) struct Purges {
     database: Database,
+    fences: Fences,
     settings: PurgeSettings,
     clock: Clock,
 }
 
 impl Purges {
-    pub(crate) fn new(database: Database, settings: PurgeSettings, clock: Clock) -> Self {
-        Self { database, settings, clock }
+    pub(crate) fn new(
+        database: Database,
+        fences: Fences,
+        settings: PurgeSettings,
+        clock: Clock,
+    ) -> Self {
+        Self { database, fences, settings, clock }
     }
 
     /// Has a deleted tenant purged before its time, and answers how far that
@@ -108,6 +115,12 @@ impl Purges {
                 continue;
             }
             let registry = &self.database.registry;
+            for tenant_id in store::unsettled(registry, &cluster).await? {
+                if let Err(error) = self.fences.settle(tenant_id).await {
+                    let cause = crm_error::chain(&error);
+                    tracing::warn!(%tenant_id, cause, "a tenant to purge cannot be shut");
+                }
+            }
             let Some(rubbish) = store::next(registry, &cluster).await? else { continue };
             if !store::take_turn(registry, &cluster, pace).await? {
                 continue;

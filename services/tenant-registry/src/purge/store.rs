@@ -102,6 +102,18 @@ pub(super) async fn begin(
     Ok(begun.rows_affected() == 1)
 }
 
+/// The tenants of a cluster that are to be purged, and that PostgreSQL does not
+/// know of yet.
+pub(super) async fn unsettled(pool: &PgPool, cluster: &str) -> Result<Vec<Uuid>, StoreError> {
+    let unsettled = sqlx::query_scalar(
+        "SELECT t.tenant_id
+         FROM tenants AS t
+         JOIN databases AS d ON d.database_id = t.tenant_id
+         WHERE d.cluster = $1 AND t.state = $2 AND NOT t.is_settled",
+    );
+    Ok(unsettled.bind(cluster).bind(State::Purging as i16).fetch_all(pool).await?)
+}
+
 /// What is to be removed next in a cluster: tenants that PostgreSQL lets nobody
 /// into, spares that are spoiled, failed or too many, and old templates.
 pub(super) async fn next(pool: &PgPool, cluster: &str) -> Result<Option<Rubbish>, StoreError> {

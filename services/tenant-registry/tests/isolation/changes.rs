@@ -9,6 +9,7 @@ use crm_proto::registry::v1::tenant_service_client::TenantServiceClient;
 use crm_proto::registry::v1::{ResumeTenantRequest, SuspendTenantRequest};
 use crm_testing::{code_and_reason, security_events};
 use futures_util::future::join_all;
+use secrecy::ExposeSecret as _;
 use sqlx::AssertSqlSafe;
 use tonic::Status;
 
@@ -80,7 +81,8 @@ fn told(tenant: &Tenant) -> usize {
     security_events().iter().filter(is_of).count()
 }
 
-#[tokio::test]
+// Connections are given back while the tenants are checked.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_changes_itself_is_mended_by_the_next_calls() {
     let mended = CHANGES.map(|change| async move {
         let tenant = Tenant::create().await;
@@ -101,7 +103,6 @@ async fn a_login_that_changes_itself_is_mended_by_the_next_calls() {
         (change, calls, tenant)
     });
 
-    // Looked at when all are done: that waits for what others hold.
     for (change, calls, _tenant) in join_all(mended).await {
         println!("{change}: served by call {calls}");
     }

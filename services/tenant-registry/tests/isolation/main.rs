@@ -15,7 +15,6 @@ use crm_proto::registry::v1::AcquireLeaseRequest;
 use crm_proto::registry::v1::AcquireLeaseResponse;
 use crm_proto::registry::v1::lease_service_client::LeaseServiceClient;
 use crm_testing::{Client, Tenant, server};
-use secrecy::ExposeSecret as _;
 use sqlx::{PgConnection, Row as _};
 
 /// The lease of a service for a tenant, as the service gets it.
