@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crm_clock::Clock;
 use crm_tenancy::StoreError;
+use sqlx::Connection as _;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -78,8 +79,11 @@ impl Purges {
             if let Some(certificate) = store::certificate(&mut registry, key, uid).await? {
                 return Ok(certificate);
             }
-            let tenant = store::deleted(&mut registry, key, uid).await?;
-            let tenant = tenant.ok_or(PurgeError::NotFound)?;
+            let Some(tenant) = store::deleted(&mut registry, key, uid).await? else {
+                // It may have gone right now.
+                let certificate = store::certificate(&mut registry, key, uid).await?;
+                return certificate.ok_or(PurgeError::NotFound);
+            };
             if tenant.is_purging || (tenant.is_deleted && validate_only) {
                 return Ok(tenant.certificate());
             }
@@ -174,7 +178,9 @@ impl Purges {
             admin.drop(&name).await.map_err(PurgeError::Cluster)?;
             let logins = store::bury(admin.pool(), tenant_id).await.map_err(PurgeError::Cluster)?;
             let retention = self.settings.backup_retention;
-            store::forget(&mut connection, tenant_id, logins, retention, self.clock.now()).await?;
+            let mut tx = connection.begin().await.map_err(StoreError::from)?;
+            store::forget(&mut tx, tenant_id, logins, retention, self.clock.now()).await?;
+            tx.commit().await.map_err(StoreError::from)?;
             metrics::counter!("crm_tenants_purged_total").increment(1);
             tracing::info!(%tenant_id, "a deleted tenant was removed for good");
         }

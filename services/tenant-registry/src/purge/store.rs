@@ -205,7 +205,7 @@ pub(super) async fn discard(cluster: &PgPool, spare_id: Uuid) -> Result<bool, St
 
 /// Keeps the certificate of a tenant, and forgets all else.
 pub(super) async fn forget(
-    registry: &mut PgConnection,
+    tx: &mut PgConnection,
     tenant_id: Uuid,
     login_count: i32,
     backup_retention: TimeDelta,
@@ -232,9 +232,9 @@ pub(super) async fn forget(
     .bind(now)
     .bind(now + backup_retention)
     .bind(now + SLUG_RESTS)
-    .execute(&mut *registry)
+    .execute(&mut *tx)
     .await?;
-    delete_database(registry, tenant_id).await
+    delete_database(tx, tenant_id).await
 }
 
 /// Says until the end of the transaction that someone is at a database.
