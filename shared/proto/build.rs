@@ -188,15 +188,15 @@ fn rule_checks(
     rules: &DynamicMessage,
 ) -> Result<Vec<String>, Box<dyn Error>> {
     let mut checks = Vec::new();
-    let mut skip_zero = false;
+    let (mut required, mut skip_zero) = (None, false);
     for (rule, value) in rules.fields() {
         match (rule.name(), value) {
             ("required", Value::Bool(true)) => {
                 let single_message = matches!(field.kind(), Kind::Message(_)) && !field.is_list();
-                checks.push(if single_message {
-                    format!("required(self.{rust}.is_some(), &at, out);")
+                required = Some(if single_message {
+                    format!("self.{rust}.is_some()")
                 } else {
-                    format!("required(!self.{rust}.is_empty(), &at, out);")
+                    format!("!self.{rust}.is_empty()")
                 });
             }
             ("ignore", Value::EnumNumber(1)) => skip_zero = true,
@@ -225,6 +225,11 @@ fn rule_checks(
     }
     if skip_zero {
         checks = vec![format!("if !self.{rust}.is_empty() {{ {} }}", checks.join(" "))];
+    }
+    // What is not there is that, and nothing else.
+    if let Some(is_there) = required {
+        let others = checks.join(" ");
+        checks = vec![format!("if required({is_there}, &at, out) {{ {others} }}")];
     }
     Ok(checks)
 }

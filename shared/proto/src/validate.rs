@@ -111,10 +111,12 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-fn required(present: bool, at: &Path<'_>, out: &mut Violations) {
+/// Whether it is there: no other rule is asked about what is not.
+fn required(present: bool, at: &Path<'_>, out: &mut Violations) -> bool {
     if !present {
         out.add(at.to_string(), "REQUIRED", "It is required.");
     }
+    present
 }
 
 fn no_nul(value: &str, at: &Path<'_>, out: &mut Violations) {
