@@ -228,8 +228,11 @@ fn rule_checks(
     }
     // What is not there is that, and nothing else.
     if let Some(is_there) = required {
-        let others = checks.join(" ");
-        checks = vec![format!("if required({is_there}, &at, out) {{ {others} }}")];
+        checks = vec![if checks.is_empty() {
+            format!("required({is_there}, &at, out);")
+        } else {
+            format!("if required({is_there}, &at, out) {{ {} }}", checks.join(" "))
+        }];
     }
     Ok(checks)
 }
