@@ -49,7 +49,7 @@ pub const CLUSTER_SETUP: &str = concat!(
     include_str!("../../../deploy/postgres/cluster-setup.sql"),
     "DO $bug$ BEGIN EXECUTE replace(
         pg_get_functiondef('crm_cluster.ensure_login'::regproc),
-        'login, format(''crm_%s'', service)', 'login, format(''crm_%s_owner'', service)'
+        'format(''crm_%s'', service)', 'format(''crm_%s_owner'', service)'
     ); END $bug$"
 );
 
